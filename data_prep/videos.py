@@ -1,0 +1,125 @@
+"""Video files: decoding, sampling to a frame rate, and what is wrong with a file. OpenCV decodes; nothing else opens videos."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from action_attention.errors import UserError
+
+EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
+# Containers round time stamps to milliseconds; without slack the frame that is meant to be taken would come "too early".
+TIME_SLACK = 0.002
+
+
+class UnusableVideoError(ValueError):
+    """A video file that yields no frames; the message says why."""
+
+
+@dataclass
+class VideoInfo:
+    """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far."""
+
+    fps: float
+    announced_frames: int
+    width: int
+    height: int
+    decoded_frames: int = 0
+    sampled_frames: int = 0
+    duration: float = 0.0
+
+    @property
+    def sampled_fps(self) -> float:
+        """Frames per second among the sampled frames; below the requested rate where the file has fewer frames."""
+        return self.sampled_frames / self.duration if self.duration else 0.0
+
+
+class VideoReader:
+    """Iterates over the frames of one video, sampled to `fps` by their time stamps.
+
+    Sample k is the first frame shown at or after k / fps seconds: every second frame of a 30-fps file for `fps=15`, and
+    never the same frame twice, so a file slower than `fps` keeps all its frames.
+
+    Args:
+        path: video file.
+        fps: sampled frames per second.
+        size: side of the square that frames are resized to (pixels, bilinear, aspect ratio not kept as in the paper);
+            None keeps the file's own size.
+
+    Yields RGB frames, uint8 `(size, size, 3)`. `info` is complete once the iterator is exhausted.
+
+    Raises:
+        UnusableVideoError: the file cannot be opened, or no frame of it can be decoded.
+    """
+
+    def __init__(self, path: Path, fps: float, size: int | None = 224):
+        self.path, self.fps, self.size = Path(path), fps, size
+        # The FFmpeg backend by name: others take a "%" in a file name for an image sequence. One thread: the network
+        # needs the cores, and decoding is a hundred times faster than it.
+        self._capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        if not self._capture.isOpened():
+            raise UnusableVideoError("cannot be opened as a video")
+        number = self._capture.get
+        announced = number(cv2.CAP_PROP_FRAME_COUNT)
+        source_fps = number(cv2.CAP_PROP_FPS)
+        self.info = VideoInfo(
+            fps=source_fps if math.isfinite(source_fps) and 0 < source_fps <= 1000 else 0.0,
+            announced_frames=int(announced) if math.isfinite(announced) and 0 < announced < 2**31 else 0,
+            width=int(number(cv2.CAP_PROP_FRAME_WIDTH)),
+            height=int(number(cv2.CAP_PROP_FRAME_HEIGHT)),
+        )
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        info = self.info
+        interval = 1 / (info.fps or self.fps)
+        start, previous, next_sample = None, -interval, -math.inf
+        try:
+            while self._capture.grab():
+                stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                # Some files carry no time stamps, or ones that run backwards: then the announced rate is all there is.
+                time = stamp if math.isfinite(stamp) and stamp > previous else previous + interval
+                start, previous = time if start is None else start, time
+                info.decoded_frames += 1
+                info.duration = time - start + interval
+                if time + TIME_SLACK < next_sample:
+                    continue
+                decoded, frame = self._capture.retrieve()
+                if not decoded or frame is None:
+                    continue
+                next_sample = (math.floor((time + TIME_SLACK) * self.fps) + 1) / self.fps
+                info.sampled_frames += 1
+                if self.size:
+                    frame = cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        except cv2.error as error:
+            if not info.sampled_frames:
+                raise UnusableVideoError(f"the decoder failed: {error.err}") from error
+        finally:
+            self._capture.release()
+        if not info.sampled_frames:
+            raise UnusableVideoError("no frame could be decoded")
+
+
+def list_videos(root: Path) -> list[str]:
+    """Names `<class>/<file>` of all videos below `root`, sorted: one folder per class, video files in it.
+
+    Raises:
+        UserError: `root` is no folder or holds no video in a class folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give the folder that holds one folder of videos per class")
+    names = sorted(
+        f"{path.parent.name}/{path.name}" for path in root.glob("*/*") if path.suffix.lower() in EXTENSIONS
+    )
+    if not names:
+        raise UserError(f"{root} holds no videos; expected {root}/<class>/<video>{{{','.join(EXTENSIONS)}}}")
+    return names
+
+
+def read_frames(path: Path, fps: float, size: int | None = None) -> np.ndarray:
+    """All sampled frames of one video, uint8 RGB `(frames, height, width, 3)`. Raises as `VideoReader` does."""
+    return np.stack(list(VideoReader(path, fps, size)))
