@@ -11,7 +11,7 @@ DEMO     ?= demo
 ARGS     ?=
 
 python := $(VENV)/bin/python
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint extract inspect train eval tensorboard bench constraints clean

@@ -1,4 +1,4 @@
-"""The VGG16 trunk (Simonyan & Zisserman 2014), its ImageNet weights and its preprocessing: frames in, `pool5` cubes out.
+"""The VGG16 trunk (Simonyan & Zisserman 2014), its weights and its preprocessing: frames in, `pool5` cubes out.
 
 Weights are CC BY 4.0, Oxford VGG. Wherever they come from, they are used only if the tensors' sha256 is the known one.
 """

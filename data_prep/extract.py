@@ -25,7 +25,14 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import (
-    FILTERS, SCHEMA_VERSION, FeatureCache, Shard, ShardWriter, Video, open_shards, write_index,
+    FILTERS,
+    SCHEMA_VERSION,
+    FeatureCache,
+    Shard,
+    ShardWriter,
+    Video,
+    open_shards,
+    write_index,
 )  # fmt: skip
 from data_prep import backbone, program
 from data_prep.videos import UnusableVideoError, VideoInfo, VideoReader, list_videos
@@ -71,6 +78,7 @@ def extract(
     videos: Path,
     features: Path,
     network: backbone.Backbone,
+    *,
     fps: float = 15.0,
     compression: str = "zstd",
     shard_videos: int = SHARD_VIDEOS,
@@ -128,7 +136,7 @@ def extract(
                     if end.last_of_shard:
                         writer.commit()
                         shards.append(Shard(writer.path))
-                        write_index(features, shards, videos.absolute(), complete=False)
+                        write_index(features, shards, videos.resolve(), complete=False)
                         writer = None
                 if written < batch.count:
                     writer = writer or ShardWriter(paths.pop(0), settings, software, compression)
@@ -139,7 +147,7 @@ def extract(
             if writer:
                 writer.discard()
         shards.sort(key=lambda shard: shard.path)
-        write_index(features, shards, videos.absolute(), complete=True)
+        write_index(features, shards, videos.resolve(), complete=True)
         for shard in shards:
             shard.close()
     summary.seconds = time.monotonic() - started
@@ -303,7 +311,7 @@ def main() -> None:
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
         network = backbone.build_backbone("random", args.precision)
     features = Path(args.features)
-    done = extract(Path(args.videos), features, network, args.fps, args.compression)
+    done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression)
     cache = FeatureCache(features)
     raw = cache.frames * 7 * 7 * 512 * 2
     if done.videos:

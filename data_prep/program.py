@@ -1,4 +1,4 @@
-"""What every program of the project does around its `main`: flags, one clear sentence for a user's mistake, exit codes."""
+"""What every program does around its `main`: flags, one clear sentence for a user's mistake, exit codes."""
 
 import sys
 from collections.abc import Callable

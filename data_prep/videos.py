@@ -1,7 +1,7 @@
-"""Video files: decoding, sampling to a frame rate, and what is wrong with a file. OpenCV decodes; nothing else opens videos."""
+"""Video files: decoding, sampling to a frame rate, and what is wrong with a file. Nothing else opens videos."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from action_attention.errors import UserError
 
 EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
-# Containers round time stamps to milliseconds; without slack the frame that is meant to be taken would come "too early".
+# Containers round time stamps to milliseconds; without slack the frame that is meant would seem to come too early.
 TIME_SLACK = 0.002
 
 
@@ -112,9 +112,7 @@ def list_videos(root: Path) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds one folder of videos per class")
-    names = sorted(
-        f"{path.parent.name}/{path.name}" for path in root.glob("*/*") if path.suffix.lower() in EXTENSIONS
-    )
+    names = sorted(f"{path.parent.name}/{path.name}" for path in root.glob("*/*") if path.suffix.lower() in EXTENSIONS)
     if not names:
         raise UserError(f"{root} holds no videos; expected {root}/<class>/<video>{{{','.join(EXTENSIONS)}}}")
     return names
@@ -123,3 +121,15 @@ def list_videos(root: Path) -> list[str]:
 def read_frames(path: Path, fps: float, size: int | None = None) -> np.ndarray:
     """All sampled frames of one video, uint8 RGB `(frames, height, width, 3)`. Raises as `VideoReader` does."""
     return np.stack(list(VideoReader(path, fps, size)))
+
+
+def frame_reader(root: Path, fps: float) -> Callable[[str], np.ndarray | None]:
+    """A function from a video's name `<class>/<file>` to its sampled frames, or None where they cannot be had."""
+
+    def read(name: str) -> np.ndarray | None:
+        try:
+            return read_frames(root / name, fps)
+        except UnusableVideoError:
+            return None
+
+    return read

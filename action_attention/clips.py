@@ -1,0 +1,131 @@
+"""Clips of T frames cut from a feature cache, and batches of them through `tf.data`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from action_attention.errors import UserError
+from action_attention.features import CUBE_SHAPE, FeatureCache
+from action_attention.losses import PADDING
+
+FRAME_BYTES = 2 * int(np.prod(CUBE_SHAPE))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames `start` to `start + frames` of a video; `frames` is less than T only where the whole video is shorter."""
+
+    video: str
+    start: int
+    frames: int
+
+
+def class_names(videos: list[str]) -> list[str]:
+    """Classes of videos named `<class>/<file>`, sorted: this order gives the class ids everywhere."""
+    return sorted({name.split("/")[0] for name in videos})
+
+
+def cut_clips(video: str, frames: int, clip_length: int, stride: int) -> list[Clip]:
+    """Clips of one video at every `stride` frames, the last one aligned to the end so that no frame is dropped."""
+    if frames <= clip_length:
+        return [Clip(video, 0, frames)]
+    last = frames - clip_length
+    return [Clip(video, start, clip_length) for start in [*range(0, last, stride), last]]
+
+
+class Clips:
+    """The clips of some videos of a cache.
+
+    A video shorter than `clip_length` is padded by repeating its last frame; the mask says which frames are real, and
+    the labels of the others are `PADDING`.
+
+    Args:
+        cache: the feature cache.
+        videos: names `<class>/<file>`.
+        classes: class names; a class's id is its place here.
+        clip_length: T, frames.
+        stride: frames from one clip's start to the next one's; None for `clip_length`.
+        in_memory: keep the videos' features decompressed in memory; None does so where they take less than half of
+            what is free, otherwise every batch is read from the shards.
+
+    Raises:
+        UserError: a video is not in the cache, or its class is not among `classes`.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        videos: list[str],
+        classes: list[str],
+        clip_length: int,
+        stride: int | None = None,
+        *,
+        in_memory: bool | None = None,
+    ):
+        absent = [name for name in videos if name not in cache.videos]
+        if absent:
+            raise UserError(f"{cache.folder} lacks {len(absent)} videos that are asked for: {', '.join(absent[:10])}")
+        unknown = sorted({name.split("/")[0] for name in videos} - set(classes))
+        if unknown:
+            raise UserError(f"the model knows no class {', '.join(unknown)}; its classes are {', '.join(classes)}")
+        self.clip_length, self.videos = clip_length, list(videos)
+        self.labels = {name: classes.index(name.split("/")[0]) for name in videos}
+        self.clips = [
+            clip
+            for name in videos
+            for clip in cut_clips(name, cache.videos[name].frames, clip_length, stride or clip_length)
+        ]
+        self.video_frames = {name: cache.videos[name].frames for name in videos}
+        if in_memory is None:
+            in_memory = sum(self.video_frames.values()) * FRAME_BYTES < psutil.virtual_memory().available / 2
+        self.in_memory = in_memory
+        if in_memory:
+            loaded = {name: cache.read(name) for name in videos}
+            self._read = lambda clip: loaded[clip.video][clip.start : clip.start + clip.frames]
+        else:
+            self._read = lambda clip: cache.read(clip.video, clip.start, clip.start + clip.frames)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def load(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features float16 `(B, T, 7, 7, 512)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips."""
+        features = np.empty((len(indices), self.clip_length, *CUBE_SHAPE), np.float16)
+        mask = np.zeros((len(indices), self.clip_length), bool)
+        labels = np.full((len(indices), self.clip_length), PADDING, np.int32)
+        for row, index in enumerate(indices):
+            clip = self.clips[index]
+            features[row, : clip.frames] = self._read(clip)
+            features[row, clip.frames :] = features[row, clip.frames - 1]
+            mask[row, : clip.frames] = True
+            labels[row, : clip.frames] = self.labels[clip.video]
+        return features, mask, labels
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one pass over all clips."""
+        return -(-len(self) // batch_size)
+
+    def batches(self, batch_size: int) -> tf.data.Dataset:
+        """All clips once, in order, as `({"features", "mask"}, {"logits": labels, "attention": mask})`."""
+        return self._dataset(tf.data.Dataset.range(len(self)).batch(batch_size))
+
+    def shuffled_batches(self, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+        """The batches of the given epochs, in turn; an epoch's order depends on its number and the seed only."""
+
+        def epoch_indices(epoch):
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=[seed, tf.cast(epoch, tf.int32)])
+            return tf.data.Dataset.from_tensor_slices(tf.cast(order, tf.int64)).batch(batch_size)
+
+        return self._dataset(tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_indices))
+
+    def _dataset(self, indices: tf.data.Dataset) -> tf.data.Dataset:
+        def load(batch):
+            features, mask, labels = tf.numpy_function(self.load, [batch], (tf.float16, tf.bool, tf.int32))
+            features.set_shape((None, self.clip_length, *CUBE_SHAPE))
+            mask.set_shape((None, self.clip_length))
+            labels.set_shape((None, self.clip_length))
+            return {"features": features, "mask": mask}, {"logits": labels, "attention": mask}
+
+        return indices.map(load).prefetch(4)

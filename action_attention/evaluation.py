@@ -1,0 +1,175 @@
+"""A trained run -> what it says of each video, accuracies with intervals, and their files in the run directory."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.special import log_softmax
+
+from action_attention import models  # noqa: F401 - registers the classes that a saved model names
+from action_attention.clips import Clips
+from action_attention.errors import UserError
+from action_attention.features import FeatureCache, write_json
+from action_attention.heatmaps import gallery
+from action_attention.metrics import VideoPrediction, rank_classes, summarize
+
+SUBSETS = ("train", "validation", "test")
+GALLERY_VIDEOS = 6
+
+
+def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[VideoPrediction]:
+    """What the model says of each video of `clips`, in their order; every frame counts once, padded frames nowhere."""
+    outputs = model.predict(clips.batches(batch_size), verbose=0)
+    logs = log_softmax(outputs["logits"].astype(np.float64), axis=-1)
+    of_video: dict[str, list[int]] = {name: [] for name in clips.videos}
+    for index, clip in enumerate(clips.clips):
+        of_video[clip.video].append(index)
+    predictions = []
+    for name, indices in of_video.items():
+        frames, label = clips.video_frames[name], clips.labels[name]
+        probabilities = np.zeros((frames, logs.shape[-1]))
+        attention = np.zeros((frames, *outputs["attention"].shape[2:]))
+        seen = np.zeros(frames)
+        of_clips, losses = [], []
+        for index in indices:
+            clip = clips.clips[index]
+            span = slice(clip.start, clip.start + clip.frames)
+            of_clips.append(np.exp(logs[index, : clip.frames]))
+            losses.append(-logs[index, : clip.frames, label].mean())
+            probabilities[span] += of_clips[-1]
+            attention[span] += outputs["attention"][index, : clip.frames]
+            seen[span] += 1
+        probabilities /= seen[:, None]
+        attention /= seen[:, None, None]
+        predictions.append(VideoPrediction(name, label, probabilities, attention, of_clips, float(np.mean(losses))))
+    return predictions
+
+
+def read_run(run_dir: Path) -> tuple[dict, dict[str, list[str]]]:
+    """`run.json` and the lists of videos by subset. Raises UserError if there is no run."""
+    try:
+        return json.loads((run_dir / "run.json").read_text()), json.loads((run_dir / "split.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir} holds no training run ({error}); make one with `make train`") from error
+
+
+def load_model(run_dir: Path) -> keras.Model:
+    """A run's best model. Raises UserError if there is none yet or it cannot be read."""
+    path = run_dir / "model.keras"
+    if not path.is_file():
+        raise UserError(f"{run_dir} holds no model.keras yet; let at least one epoch of `make train` finish")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever its parts raise
+        raise UserError(f"{path} cannot be read as a model of this version ({error})") from error
+    model.compile(jit_compile=False)
+    return model
+
+
+def evaluate(
+    run_dir: Path, cache: FeatureCache, subset: str = "test", vote: str | None = None, read_frames=None
+) -> dict:
+    """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
+
+    Args:
+        run_dir: the run directory.
+        cache: features made as those that the model was trained on.
+        subset: `train`, `validation` or `test`.
+        vote: `mode` or `mean`; None for the one that the run was trained with.
+        read_frames: name of a video -> its sampled frames, uint8 `(frames, height, width, 3)`, or None where they
+            cannot be had; used for `attention.png`.
+
+    Returns:
+        the content of `metrics.json`.
+
+    Raises:
+        UserError: the run, the cache and the subset do not fit together.
+    """
+    run, split = read_run(run_dir)
+    model = load_model(run_dir)
+    for key, value in run["cache"]["settings"].items():
+        if key != "weights" and cache.settings[key] != value:
+            raise UserError(
+                f"{cache.folder} has {key}={cache.settings[key]}, but {run_dir} was trained with {key}={value}; "
+                "give --features the cache that it was trained on, or one that was extracted alike"
+            )
+    if not split[subset]:
+        raise UserError(f"{run_dir} has no {subset} videos")
+    config = run["config"]
+    clips = Clips(cache, split[subset], run["classes"], config["clip_length"], config["clip_stride"], in_memory=False)
+    predictions = predict_videos(model, clips, config["batch_size"])
+    metrics = {
+        "dataset": run["dataset"],
+        "split": run["split"],
+        "validation": run["validation"],
+        "subset": subset,
+        "model": config["model"],
+        "seed": config["seed"],
+        "weights": run["cache"]["settings"]["weights"],
+        **summarize(predictions, run["classes"], vote or config["vote"]),
+    }
+    output = run_dir / "eval" / subset
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "metrics.json", metrics)
+    _write_predictions(output / "predictions.csv", predictions, run["classes"], metrics["vote"])
+    (output / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), run["classes"]))
+    picture = draw_gallery(predictions, run["classes"], metrics["vote"], read_frames)
+    if picture is not None:
+        cv2.imwrite(str(output / "attention.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return metrics
+
+
+def draw_gallery(predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames) -> np.ndarray | None:
+    """Attention over real frames, one video of each of GALLERY_VIDEOS classes; None if no frames can be had."""
+    first_of_class = {prediction.label: prediction for prediction in reversed(predictions)}
+    chosen = [first_of_class[label] for label in sorted(first_of_class)]
+    step = max(1, len(chosen) // GALLERY_VIDEOS)
+    rows = []
+    for prediction in chosen[::step][:GALLERY_VIDEOS] if read_frames else []:
+        frames = read_frames(prediction.name)
+        if frames is None or len(frames) != len(prediction.attention):
+            return None
+        predicted = classes[rank_classes(prediction.probabilities, vote)[0]]
+        rows.append((f"{classes[prediction.label]} -> {predicted}", frames, prediction.attention))
+    return gallery(rows) if rows else None
+
+
+def confusion_png(confusion: np.ndarray, classes: list[str]) -> bytes:
+    """The confusion matrix (rows: true class; shares of the row) as a PNG file's bytes."""
+    side = 2.5 + 0.3 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for row, column in zip(*np.nonzero(confusion), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=7, color=colour)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _write_predictions(path: Path, predictions: list[VideoPrediction], classes: list[str], vote: str) -> None:
+    """One row a video; `votes` is the share of frames won and `probability` the mean probability of the prediction."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "label", "predicted", "right", "votes", "probability", "frames", "top5"])
+        for prediction in predictions:
+            ranking = rank_classes(prediction.probabilities, vote)
+            best = ranking[0]
+            votes = (prediction.probabilities.argmax(axis=1) == best).mean()
+            probability = prediction.probabilities[:, best].mean()
+            writer.writerow([
+                prediction.name, classes[prediction.label], classes[best], int(best == prediction.label),
+                f"{votes:.4f}", f"{probability:.4f}", len(prediction.probabilities),
+                " ".join(classes[index] for index in ranking[:5]),
+            ])  # fmt: skip

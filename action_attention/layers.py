@@ -1,0 +1,190 @@
+"""Soft attention and the recurrent layers that carry it. Forward passes use `keras.ops` only, so any backend runs them.
+
+Symbols of the papers: `F` side of the feature cube (7), `D` its channels (512), `T` frames of a clip, `U` units. Each
+layer maps features `(B, T, F, F, D)` and the mask of real frames `(B, T)` to hidden states and attention maps
+`(B, T, F, F)`; maps of padded frames are zero. What does not depend on the recurrence is computed for all frames before
+the loop. The loop over frames is unrolled, so `T` must be static.
+"""
+
+import keras
+from keras import ops
+
+POOLINGS = ("attention", "mean", "max")
+
+
+def flatten_locations(features):
+    """`(B, T, F, F, D)` -> `(B, T, F*F, D)`."""
+    batch, frames, height, width, channels = features.shape
+    return ops.reshape(features, (-1 if batch is None else batch, frames, height * width, channels))
+
+
+def clip_mean(frame_vectors, mask):
+    """Mean of the real frames of each clip: `(B, T, D)`, `(B, T)` -> `(B, D)`."""
+    weights = ops.cast(mask, frame_vectors.dtype)
+    return ops.sum(frame_vectors * weights[..., None], axis=1) / ops.sum(weights, axis=1, keepdims=True)
+
+
+def maps(locations, mask, side):
+    """`(B, T, F*F)` weights of locations as float32 maps `(B, T, F, F)`, zero where a frame is padding."""
+    locations = ops.cast(locations, "float32") * ops.cast(mask, "float32")[..., None]
+    return ops.reshape(locations, (-1, locations.shape[1], side, side))
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class AttentionLSTM(keras.layers.Layer):
+    """LSTM over glimpses of the feature cube (Sharma et al. 2016, arXiv 1511.04119, eq. 1-6).
+
+        s_t = mlp3(tanh(mlp1(mean_i X_{t,i}) + mlp2(h_{t-1})))
+        c_t = softmax(s_t);  z_t = sum_i c_{t,i} X_{t,i};  h_t, cell_t = LSTM(z_t, (h_{t-1}, cell_{t-1}))
+        h_0 = mlp_h(mean_t mean_i X_{t,i});  cell_0 = mlp_c(the same)
+
+    Args:
+        units: U, of the LSTM and of the hidden layer that scores.
+        dropout: rate at the input of every fully connected layer (not at the LSTM's own kernels). Within the recurrence
+            the dropped units are drawn for each frame.
+        weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
+        pooling: how a frame's locations become `z_t`: `attention` as above; the controls `mean` (uniform weights) and
+            `max` (per channel; its "attention" is the share of channels whose maximum lies at a location).
+
+    Call arguments:
+        features: `(B, T, F, F, D)`.
+        mask: `(B, T)`, true for real frames; they come first.
+
+    Returns:
+        hidden states `(B, T, U)` and attention `(B, T, F, F)`.
+    """
+
+    def __init__(self, units, dropout=0.5, weight_decay=0.0, pooling="attention", **kwargs):
+        super().__init__(**kwargs)
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
+        self.units, self.rate, self.weight_decay, self.pooling = units, dropout, weight_decay, pooling
+        self.decay = keras.regularizers.L2(weight_decay) if weight_decay else None
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.initial_hidden = self._dense(units, "mlp_h", activation="tanh")
+        self.initial_cell = self._dense(units, "mlp_c", activation="tanh")
+        self.lstm = keras.layers.LSTMCell(
+            units, kernel_regularizer=self.decay, recurrent_regularizer=self.decay, dtype=self.dtype_policy
+        )
+
+    def _dense(self, units, name, **kwargs):
+        return keras.layers.Dense(units, kernel_regularizer=self.decay, name=name, dtype=self.dtype_policy, **kwargs)
+
+    def build(self, features_shape, mask_shape=None):
+        _, _, height, width, channels = features_shape
+        for layer in (self.initial_hidden, self.initial_cell, self.lstm):
+            layer.build((None, channels))
+        if self.pooling == "attention":
+            self.from_frame = self._dense(self.units, "mlp1")
+            self.from_hidden = self._dense(self.units, "mlp2", use_bias=False)
+            self.to_scores = self._dense(height * width, "mlp3")
+            self.from_frame.build((None, channels))
+            self.from_hidden.build((None, self.units))
+            self.to_scores.build((None, self.units))
+        self.built = True
+
+    def call(self, features, mask, training=None):
+        side, cube = features.shape[2], flatten_locations(features)
+        frame_means = ops.mean(cube, axis=2)
+        clip_means = clip_mean(frame_means, mask)
+        hidden = self.initial_hidden(self.dropout(clip_means, training=training))
+        cell = self.initial_cell(self.dropout(clip_means, training=training))
+        if self.pooling == "attention":
+            from_frames = self.from_frame(self.dropout(frame_means, training=training))
+            # dropout inside the recurrence, drawn for all frames at once: (B, T, U), ones when not training
+            keep_hidden = self.dropout(ops.ones_like(from_frames), training=training)
+            keep_mixed = self.dropout(ops.ones_like(from_frames), training=training)
+        elif self.pooling == "mean":
+            glimpses, weights = frame_means, ops.full_like(cube[..., 0], 1 / cube.shape[2])
+        else:
+            glimpses = ops.max(cube, axis=2)
+            at_maximum = ops.cast(ops.equal(cube, glimpses[:, :, None]), cube.dtype)
+            weights = ops.mean(at_maximum / ops.sum(at_maximum, axis=2, keepdims=True), axis=3)
+        hiddens, attention = [], []
+        for t in range(cube.shape[1]):
+            if self.pooling == "attention":
+                mixed = ops.tanh(from_frames[:, t] + self.from_hidden(hidden * keep_hidden[:, t]))
+                attention.append(ops.softmax(self.to_scores(mixed * keep_mixed[:, t])))
+                glimpse = ops.matmul(attention[-1][:, None], cube[:, t])[:, 0]
+            else:
+                glimpse = glimpses[:, t]
+            _, (hidden, cell) = self.lstm(glimpse, [hidden, cell])
+            hiddens.append(hidden)
+        weights = ops.stack(attention, axis=1) if attention else weights
+        return ops.stack(hiddens, axis=1), maps(weights, mask, side)
+
+    def get_config(self):
+        own = {"units": self.units, "dropout": self.rate, "weight_decay": self.weight_decay, "pooling": self.pooling}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class AttentionConvLSTM(keras.layers.Layer):
+    """The same kept convolutional: VideoLSTM's appearance part (Li et al. 2018, arXiv 1607.01794, eq. 8-13).
+
+        s_t = w * tanh(W_x * X_t + W_h * h_{t-1} + b)          1x1 convolutions, a score for each location
+        c_t = softmax(s_t) over all locations;  h_t, cell_t = ConvLSTM(c_t X_t, (h_{t-1}, cell_{t-1}))
+
+    Hidden and cell maps start at zero. The recurrence is that of Keras' `ConvLSTM2D`, 3x3, same padding, whose cell
+    holds the weights.
+
+    Args:
+        filters: U, of the ConvLSTM and of the hidden layer that scores.
+        weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
+
+    Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, F, F, U)`.
+    """
+
+    def __init__(self, filters, weight_decay=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.filters, self.weight_decay = filters, weight_decay
+        decay = keras.regularizers.L2(weight_decay) if weight_decay else None
+        # A Dense layer over the last axis is a 1x1 convolution.
+        dense = {"kernel_regularizer": decay, "dtype": self.dtype_policy}
+        self.from_frame = keras.layers.Dense(filters, name="conv_x", **dense)
+        self.from_hidden = keras.layers.Dense(filters, use_bias=False, name="conv_h", **dense)
+        self.to_scores = keras.layers.Dense(1, use_bias=False, name="conv_score", **dense)
+        self.cell = keras.layers.ConvLSTM2D(
+            filters, 3, padding="same", kernel_regularizer=decay, recurrent_regularizer=decay, dtype=self.dtype_policy
+        ).cell
+
+    def build(self, features_shape, mask_shape=None):
+        _, _, height, width, channels = features_shape
+        self.from_frame.build((None, channels))
+        self.from_hidden.build((None, self.filters))
+        self.to_scores.build((None, self.filters))
+        self.cell.build((None, height, width, channels))
+        self.built = True
+
+    def call(self, features, mask, training=None):
+        batch, (frames, height, width) = ops.shape(features)[0], features.shape[1:4]
+        from_frames = self.from_frame(features)
+        hidden = cell = ops.zeros((batch, height, width, self.filters), from_frames.dtype)
+        # Keras' cell makes eight convolutions a step; one over inputs and state together is the same, in half the graph.
+        kernel = ops.concatenate([self.cell.kernel, self.cell.recurrent_kernel], axis=2)
+        kernel, bias = ops.cast(kernel, hidden.dtype), ops.cast(self.cell.bias, hidden.dtype)
+        hiddens, attention = [], []
+        for t in range(frames):
+            scores = self.to_scores(ops.tanh(from_frames[:, t] + self.from_hidden(hidden)))
+            locations = ops.softmax(ops.reshape(scores, (-1, height * width)))
+            seen = features[:, t] * ops.reshape(locations, (-1, height, width, 1))
+            gates = ops.conv(ops.concatenate([seen, hidden], axis=-1), kernel, padding="same") + bias
+            keep_in, forget, candidate, keep_out = ops.split(gates, 4, axis=-1)
+            cell = ops.sigmoid(forget) * cell + ops.sigmoid(keep_in) * ops.tanh(candidate)
+            hidden = ops.sigmoid(keep_out) * ops.tanh(cell)
+            attention.append(locations)
+            hiddens.append(hidden)
+        return ops.stack(hiddens, axis=1), maps(ops.stack(attention, axis=1), mask, height)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "weight_decay": self.weight_decay}
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class MeanPooling(keras.layers.Layer):
+    """No recurrence: each frame's mean over locations, `(B, T, D)`, and uniform maps. The `softmax` control's core."""
+
+    def call(self, features, mask, training=None):
+        cube = flatten_locations(features)
+        uniform = ops.full_like(cube[..., 0], 1 / cube.shape[2])
+        return ops.mean(cube, axis=2), maps(uniform, mask, features.shape[2])

@@ -1,0 +1,86 @@
+"""From frames to videos: each frame of a video votes once, the video's class is the mode; accuracies with intervals."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, f1_score
+
+VOTES = ("mode", "mean")
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class FrameAccuracy(keras.metrics.Mean):
+    """Share of real frames whose largest logit is the label; `y_true` `(B, T)` with `PADDING`, `y_pred` `(B, T, C)`."""
+
+    def __init__(self, name="frame_top1", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        right = ops.equal(ops.cast(y_true, "int32"), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
+        super().update_state(ops.cast(right, "float32"), sample_weight=ops.cast(y_true >= 0, "float32"))
+
+
+@dataclass
+class VideoPrediction:
+    """What a model says of one video.
+
+    `probabilities` `(frames, C)` and `attention` `(frames, F, F)` hold every sampled frame once: a frame that stands in
+    several clips has their mean. `clips` holds each clip's frame probabilities, `loss` its mean cross-entropy per clip.
+    """
+
+    name: str
+    label: int
+    probabilities: np.ndarray
+    attention: np.ndarray
+    clips: list[np.ndarray]
+    loss: float
+
+
+def rank_classes(probabilities: np.ndarray, vote: str = "mode") -> np.ndarray:
+    """Classes from likeliest to least likely, `(C,)`, given those of frames, `(frames, C)`.
+
+    `mode` ranks by the number of frames that a class wins, ties by summed probability; `mean` by summed probability.
+    """
+    if vote not in VOTES:
+        raise ValueError(f"vote must be one of {VOTES}. Received: vote={vote!r}")
+    summed = probabilities.sum(axis=0)
+    wins = np.bincount(probabilities.argmax(axis=1), minlength=len(summed)) if vote == "mode" else np.zeros(len(summed))
+    return np.lexsort((-summed, -wins))
+
+
+def interval95(right: int, count: int) -> list[float]:
+    """Wilson's 95 % interval of an accuracy of `right` out of `count`."""
+    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def summarize(predictions: list[VideoPrediction], classes: list[str], vote: str = "mode") -> dict:
+    """Accuracies of frames, clips and videos, top 5, macro F1, per class and confusion counts (rows: true class)."""
+    labels = np.array([prediction.label for prediction in predictions])
+    rankings = np.array([rank_classes(prediction.probabilities, vote) for prediction in predictions])
+    right = rankings[:, 0] == labels
+    frames = [prediction.probabilities.argmax(axis=1) == prediction.label for prediction in predictions]
+    clips = [rank_classes(clip, vote)[0] == prediction.label for prediction in predictions for clip in prediction.clips]
+    present = np.unique(labels)
+    return {
+        "videos": len(labels),
+        "vote": vote,
+        "video_top1": float(right.mean()),
+        "video_top1_ci95": interval95(int(right.sum()), len(right)),
+        "video_top5": float((rankings[:, :5] == labels[:, None]).any(axis=1).mean()),
+        "clip_top1": float(np.mean(clips)),
+        "frame_top1": float(np.concatenate(frames).mean()),
+        "macro_f1": float(f1_score(labels, rankings[:, 0], labels=present, average="macro", zero_division=0)),
+        "cross_entropy": float(np.mean([prediction.loss for prediction in predictions])),
+        "per_class": {
+            classes[label]: {
+                "accuracy": float(right[labels == label].mean()),
+                "videos": int((labels == label).sum()),
+            }
+            for label in present
+        },
+        "confusion": confusion_matrix(labels, rankings[:, 0], labels=range(len(classes))).tolist(),
+    }

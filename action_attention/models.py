@@ -1,0 +1,111 @@
+"""ALSTM, ConvALSTM and the controls: clips of feature cubes in, every frame's class and where it looked out."""
+
+import keras
+from keras import ops
+
+from action_attention.layers import AttentionConvLSTM, AttentionLSTM, MeanPooling
+
+MODEL_NAMES = ("alstm", "conv_alstm", "avg_lstm", "max_lstm", "softmax")
+
+
+class ActionModel(keras.Model):
+    """A core layer (features, mask -> hidden, attention), dropout, and one classifier for every frame.
+
+    Args:
+        classes: C, number of classes.
+        lstm_units: U, LSTM units or ConvLSTM filters.
+        dropout: rate at every fully connected layer.
+        weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
+
+    Call arguments:
+        inputs: `{"features": (B, T, F, F, D) float, "mask": (B, T) bool}`; the mask is true for real frames.
+
+    Returns:
+        `{"logits": (B, T, C), "attention": (B, T, F, F)}`, float32; the maps of padded frames are zero.
+    """
+
+    def __init__(self, classes, lstm_units=512, dropout=0.5, weight_decay=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self._settings = {
+            "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
+        }  # fmt: skip
+        self.core = self.make_core(lstm_units, dropout, weight_decay, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        decay = keras.regularizers.L2(weight_decay) if weight_decay else None
+        # float32 under mixed precision too: the loss is a logarithm of these
+        self.classifier = keras.layers.Dense(classes, kernel_regularizer=decay, dtype="float32", name="classifier")
+
+    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+        """The layer that this model consists of."""
+        raise AttributeError(f"{type(self).__name__} defines no core")
+
+    def call(self, inputs, training=None):
+        features, mask = inputs["features"], inputs["mask"]
+        hidden, attention = self.core(features, mask, training=training)
+        size = 1
+        for axis in hidden.shape[2:]:
+            size *= axis
+        hidden = ops.reshape(hidden, (-1, hidden.shape[1], size))
+        return {"logits": self.classifier(self.dropout(hidden, training=training)), "attention": attention}
+
+    def get_config(self):
+        return {**super().get_config(), **self._settings}
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class ALSTM(ActionModel):
+    """Soft attention, then an LSTM (Sharma et al. 2016, arXiv 1511.04119)."""
+
+    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+        return AttentionLSTM(lstm_units, dropout, weight_decay, dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class ConvALSTM(ActionModel):
+    """Attention and LSTM kept convolutional (VideoLSTM's appearance part, Li et al. 2018, arXiv 1607.01794)."""
+
+    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+        return AttentionConvLSTM(lstm_units, weight_decay, dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class AverageLSTM(ActionModel):
+    """Control: ALSTM whose attention is uniform."""
+
+    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+        return AttentionLSTM(lstm_units, dropout, weight_decay, pooling="mean", dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class MaxLSTM(ActionModel):
+    """Control: ALSTM whose glimpse is the maximum over locations of each channel."""
+
+    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+        return AttentionLSTM(lstm_units, dropout, weight_decay, pooling="max", dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("action_attention")
+class SoftmaxRegression(ActionModel):
+    """Control: every frame classified by itself, from its mean over locations."""
+
+    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+        return MeanPooling(dtype=dtype)
+
+
+_MODELS = dict(zip(MODEL_NAMES, (ALSTM, ConvALSTM, AverageLSTM, MaxLSTM, SoftmaxRegression), strict=True))
+
+
+def build_model(name, classes, lstm_units=512, dropout=0.5, weight_decay=0.0, *, cube_shape=(7, 7, 512)):
+    """A model by its name (`MODEL_NAMES`), with its variables made. Raises ValueError for an unknown name.
+
+    Example:
+
+        model = build_model("alstm", classes=51)
+        outputs = model({"features": features, "mask": mask})    # (B, 30, 7, 7, 512), (B, 30)
+        outputs["logits"], outputs["attention"]                  # (B, 30, 51), (B, 30, 7, 7)
+    """
+    if name not in _MODELS:
+        raise ValueError(f"the models are {', '.join(MODEL_NAMES)}. Received: name={name!r}")
+    model = _MODELS[name](classes, lstm_units, dropout, weight_decay, name=name)
+    model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool")})  # no weight depends on T
+    return model

@@ -1,0 +1,278 @@
+"""`train`: a config, a feature cache and lists of videos -> a run directory."""
+
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tensorboard.plugins.hparams import api as hparams
+
+from action_attention.clips import Clips, class_names
+from action_attention.errors import UserError
+from action_attention.evaluation import confusion_png, draw_gallery, predict_videos
+from action_attention.features import FeatureCache, write_json
+from action_attention.losses import AttentionPenalty, FrameCrossEntropy
+from action_attention.metrics import FrameAccuracy, summarize
+from action_attention.models import build_model
+
+PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then every so many
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyper-parameters; the defaults are the tutorial's table (README, "Hyper-parameters") for ALSTM."""
+
+    model: str
+    clip_length: int = 30
+    clip_stride: int | None = None  # None: clips do not overlap
+    batch_size: int = 16
+    lstm_units: int = 512
+    dropout: float = 0.5
+    attention_penalty: float = 0.0
+    weight_decay: float = 0.0
+    learning_rate: float = 1e-4
+    epochs: int = 100
+    patience: int = 5
+    seed: int = 0
+    vote: str = "mode"
+    mixed_precision: bool = False
+
+    @classmethod
+    def for_model(cls, model: str, **overrides) -> "TrainConfig":
+        """The table's values for `model`, except those given and not None."""
+        table = {
+            "alstm": {"attention_penalty": 0.5},
+            # an epoch is long, and few are needed
+            "conv_alstm": {"lstm_units": 256, "epochs": 20, "patience": 3},
+        }
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return cls(model, **{**table.get(model, {}), **given})
+
+
+def train(
+    config: TrainConfig,
+    cache: FeatureCache,
+    split: dict[str, list[str]],
+    run_dir: Path,
+    *,
+    about: dict | None = None,
+    read_frames=None,
+    resume: bool = False,
+    verbose: int = 0,
+) -> dict:
+    """Trains a model and fills a run directory.
+
+    Args:
+        config: hyper-parameters.
+        cache: features of all videos of the split.
+        split: lists of videos `<class>/<file>` under `train`, `validation` and `test`. Early stopping and the choice of
+            the best epoch look at `validation`; if it is empty, all epochs are run and the last is kept. `test` is only
+            written down.
+        run_dir: the run directory.
+        about: further entries of `run.json`, such as the names of dataset and split.
+        read_frames: name of a video -> its sampled frames (uint8 RGB) or None; for the pictures in TensorBoard.
+        resume: go on from the last finished epoch of the run that is there.
+        verbose: Keras' progress bar, 0 or 1.
+
+    Returns:
+        the content of `run.json`.
+
+    Raises:
+        UserError: the run directory holds a run and `resume` is not asked for, or that run is another one.
+    """
+    classes = class_names(split["train"])
+    keras.utils.set_random_seed(config.seed)
+    tf.config.experimental.enable_op_determinism()
+    run = {
+        "config": asdict(config),
+        "classes": classes,
+        "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},
+        "videos": {subset: len(videos) for subset, videos in split.items()},
+        **_provenance(),
+        **(about or {}),
+    }
+    if (run_dir / "run.json").exists():
+        _check_resumable(run_dir, run, resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "run.json", run)
+    write_json(run_dir / "split.json", split)
+
+    training = Clips(cache, split["train"], classes, config.clip_length, config.clip_stride)
+    validation = Clips(cache, split["validation"], classes, config.clip_length, config.clip_stride)
+    # what is saved carries weights only, no optimizer and no losses: it loads without the training code
+    state = RunState(run_dir, config, new_model(config, len(classes)), validate=bool(split["validation"]))
+    model = new_model(config, len(classes))
+    compile_model(model, config)
+    first_epoch = state.restore(model)
+    callbacks = [
+        keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False),
+        state,
+    ]
+    if split["validation"]:
+        callbacks.insert(0, VideoValidation(run_dir / "logs" / "validation", config, validation, classes, read_frames))
+    logging.info(
+        "%s: %d training clips of %d videos, %d validation videos, %d classes, features %s",
+        config.model, len(training), len(split["train"]), len(split["validation"]), len(classes),
+        "in memory" if training.in_memory else "streamed from the cache",
+    )  # fmt: skip
+    if not state.finished(first_epoch):
+        model.fit(
+            training.shuffled_batches(config.batch_size, config.seed, range(first_epoch, config.epochs)),
+            initial_epoch=first_epoch,
+            epochs=config.epochs,
+            steps_per_epoch=training.steps(config.batch_size),
+            callbacks=callbacks,
+            shuffle=False,  # the batches come shuffled
+            verbose=verbose,
+        )
+    run |= {"best": state.best, "epochs": len(state.history), "seconds": state.seconds}
+    write_json(run_dir / "run.json", run)
+    return run
+
+
+def new_model(config: TrainConfig, classes: int) -> keras.Model:
+    """A model with a config's hyper-parameters."""
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32")
+    try:
+        return build_model(config.model, classes, config.lstm_units, config.dropout, config.weight_decay)
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+def compile_model(model: keras.Model, config: TrainConfig) -> None:
+    """Gives a model its optimizer and losses, so that it can `fit` batches of `Clips`."""
+    model.compile(
+        keras.optimizers.Adam(config.learning_rate),
+        loss={"logits": FrameCrossEntropy(), "attention": AttentionPenalty(config.attention_penalty)},
+        metrics={"logits": [FrameAccuracy()]},
+        jit_compile=False,  # on CPUs XLA makes the unrolled ConvLSTM several times slower
+    )
+
+
+class VideoValidation(keras.callbacks.Callback):
+    """Adds accuracies of the validation videos to the epoch's logs, and to TensorBoard what Keras' callback lacks:
+    hyper-parameters, the confusion matrix, and the gaze over real frames of a few videos."""
+
+    def __init__(self, folder: Path, config: TrainConfig, clips: Clips, classes: list[str], read_frames):
+        super().__init__()
+        self.config, self.clips, self.classes, self.read_frames = config, clips, classes, read_frames
+        self.writer = tf.summary.create_file_writer(str(folder))
+        with self.writer.as_default():
+            hparams.hparams({key: value for key, value in asdict(config).items() if value is not None})
+
+    def on_epoch_end(self, epoch, logs=None):
+        predictions = predict_videos(self.model, self.clips, self.config.batch_size)
+        metrics = summarize(predictions, self.classes, self.config.vote)
+        for key in ("video_top1", "clip_top1", "frame_top1", "cross_entropy"):
+            logs[f"val_{key}"] = metrics[key]
+        if epoch % PICTURE_EPOCHS:
+            return
+        with self.writer.as_default(epoch):
+            confusion = confusion_png(np.array(metrics["confusion"]), self.classes)
+            tf.summary.image("confusion", tf.image.decode_png(confusion, channels=3)[None])
+            picture = draw_gallery(predictions, self.classes, self.config.vote, self.read_frames)
+            if picture is not None:
+                tf.summary.image("attention", picture[None])
+        self.writer.flush()
+
+
+class RunState(keras.callbacks.Callback):
+    """Keeps the best model, the last state and the history; stops after `patience` epochs without a better one.
+
+    Better is a higher video accuracy on the validation videos, on a tie a lower cross-entropy. Without validation the
+    last epoch counts as the best.
+    """
+
+    def __init__(self, run_dir: Path, config: TrainConfig, best_model: keras.Model, validate: bool):
+        super().__init__()
+        self.run_dir, self.config, self.best_model, self.validate = run_dir, config, best_model, validate
+        self.history, self.best, self.seconds = [], None, 0.0
+
+    def restore(self, model: keras.Model) -> int:
+        """Puts the last finished epoch's state into a freshly built model; returns the next epoch's number."""
+        model.optimizer.build(model.trainable_variables)
+        path = self.run_dir / "last_state.npz"
+        if not path.is_file():
+            return 0
+        with np.load(path, allow_pickle=False) as saved:
+            for index, variable in enumerate(_state_variables(model)):
+                variable.assign(saved[f"variable_{index:03}"])
+            kept = json.loads(str(saved["progress"]))
+        self.history, self.best, self.seconds = kept["history"], kept["best"], kept["seconds"]
+        return len(self.history)
+
+    def finished(self, epoch: int) -> bool:
+        waited = epoch - 1 - self.best["epoch"] if self.best else 0
+        return epoch >= self.config.epochs or (self.validate and waited >= self.config.patience)
+
+    def on_train_begin(self, logs=None):
+        self._started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {key: float(value) for key, value in logs.items()}
+        if not np.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss is {logs['loss']} in epoch {epoch}; {self.run_dir} keeps the state of the epoch before, "
+                "try a smaller --learning_rate"
+            )
+        now = time.monotonic()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        self.history.append({"epoch": epoch, "seconds": self.seconds, **logs})
+        score = (logs["val_video_top1"], -logs["val_cross_entropy"]) if self.validate else (epoch, 0)
+        if self.best is None or score > tuple(self.best["score"]):
+            self.best = {"epoch": epoch, "score": score, **logs}
+            part = self.run_dir / "model.part.keras"
+            self.best_model.set_weights(self.model.get_weights())
+            self.best_model.save(part)
+            part.replace(self.run_dir / "model.keras")
+        progress = {"history": self.history, "best": self.best, "seconds": self.seconds}
+        arrays = {f"variable_{i:03}": np.array(v) for i, v in enumerate(_state_variables(self.model))}
+        part = self.run_dir / "last_state.part.npz"
+        np.savez(part, progress=np.array(json.dumps(progress)), **arrays)
+        part.replace(self.run_dir / "last_state.npz")
+        write_json(self.run_dir / "history.json", self.history)
+        shown = ("loss", "logits_frame_top1", "val_video_top1", "val_cross_entropy")
+        logging.info("epoch %d: %s", epoch, ", ".join(f"{key} {logs[key]:.4f}" for key in shown if key in logs))
+        if self.finished(epoch + 1):
+            self.model.stop_training = True
+
+
+def _state_variables(model: keras.Model) -> list[keras.Variable]:
+    """Everything that the next epoch depends on: weights, seeds of dropout, optimizer."""
+    metrics = {id(variable) for variable in model.metrics_variables}
+    return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
+
+
+def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
+    if not resume:
+        raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
+    there = json.loads((run_dir / "run.json").read_text())
+    for key, value in run["config"].items():
+        if key not in ("epochs", "patience") and there["config"][key] != value:
+            raise UserError(
+                f"{run_dir} was trained with {key}={there['config'][key]}, now {key}={value} is asked for; "
+                "resume with the same settings, or give another --run_dir"
+            )
+    if there["cache"]["fingerprint"] != run["cache"]["fingerprint"]:
+        raise UserError(
+            f"{run_dir} was trained on other features than {run['cache']['folder']}; give it the same cache"
+        )
+
+
+def _provenance() -> dict:
+    """Versions, machine and git revision."""
+    where = Path(__file__).parent
+    git = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "git": git.stdout.strip() or "unknown",
+        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy")},
+        "machine": f"{platform.machine()}, {platform.platform()}",
+    }

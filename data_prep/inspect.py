@@ -1,0 +1,45 @@
+"""Prints what a feature cache is, and checks it.
+
+python -m data_prep.inspect --features DIR [--verify]
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from action_attention.features import FeatureCache
+from data_prep import program
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
+    flags.DEFINE_bool("verify", False, "recompute every shard's checksum")
+
+
+def main() -> None:
+    cache = FeatureCache(Path(flags.FLAGS.features))
+    classes = sorted({video.class_name for video in cache.videos.values()})
+    short = [video.name for video in cache.videos.values() if video.is_short]
+    print(f"{cache.folder}: {len(cache.videos)} videos of {len(classes)} classes, {cache.frames} frames, "
+          f"{len(cache.shards)} shards, {cache.file_bytes / 1e6:.0f} MB")  # fmt: skip
+    print(f"source: {cache.source}" + ("" if cache.complete else " (extraction not finished)"))
+    for key, value in cache.settings.items():
+        print(f"{key}: {value}")
+    print(f"classes: {', '.join(classes)}")
+    for name in short:
+        video = cache.videos[name]
+        print(f"short: {name} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
+    for name, reason in cache.rejects.items():
+        print(f"rejected: {name}: {reason}")
+    if flags.FLAGS.verify:
+        bad = [path for path, holds in cache.verify() if not holds]
+        for path in bad:
+            print(f"DAMAGED: {path}: delete it and run the same extraction again", file=sys.stderr)
+        if bad:
+            sys.exit(1)
+        print(f"verified: all {len(cache.shards)} shards hold what was written")
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags)

@@ -1,0 +1,91 @@
+"""One table of several evaluated runs; runs that differ only in their seed share a row.
+
+python -m experiments.table --run_dir DIR [--run_dir DIR ...] [--output FILE.json]
+python -m experiments.table --results FILE.json
+"""
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from action_attention.errors import UserError
+from action_attention.evaluation import read_run
+from action_attention.features import write_json
+from data_prep import program
+
+ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
+COLUMNS = ("video_top1", "video_top5", "clip_top1", "frame_top1", "macro_f1")
+
+
+def read_result(run_dir: Path, subset: str = "test") -> dict:
+    """The metrics of an evaluated run and how it was trained, without what only the machine that made it knows."""
+    run, _ = read_run(run_dir)
+    path = run_dir / "eval" / subset / "metrics.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={run_dir}`")
+    config = {key: value for key, value in run["config"].items() if key not in ("seed", "model")}
+    about = {key: run[key] for key in ("epochs", "seconds", "git", "versions")}
+    return {**json.loads(path.read_text()), "config": config, "best_epoch": run["best"]["epoch"], **about}
+
+
+def markdown(results: list[dict]) -> str:
+    """A Markdown table. One seed: accuracy with Wilson's 95 % interval. Several: mean, standard deviation and the 95 %
+    interval of the mean over seeds (Student's t)."""
+    lines = [
+        "| data, subset | model | seeds | video top-1 | 95 % interval | top-5 | clip | frame | macro F1 | training |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = {json.dumps([result[key] for key in ROW_KEYS]): None for result in results}
+    rows = sorted(results, key=lambda r: list(order).index(json.dumps([r[key] for key in ROW_KEYS])))
+    for _, group in groupby(rows, key=lambda r: [r[key] for key in ROW_KEYS]):
+        lines.append(_row(list(group)))
+    if any(result["weights"] == "random" for result in results):
+        lines.append("\nVGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing.")
+    return "\n".join(lines)
+
+
+def _row(runs: list[dict]) -> str:
+    first = runs[0]
+    values = {column: np.array([run[column] for run in runs]) for column in COLUMNS}
+    top1 = values["video_top1"]
+    if len(runs) == 1:
+        low, high = first["video_top1_ci95"]
+    else:
+        margin = stats.t.ppf(0.975, len(runs) - 1) * top1.std(ddof=1) / np.sqrt(len(runs))
+        low, high = top1.mean() - margin, top1.mean() + margin
+    shown = [f"{top1.mean():.1%}" + (f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else "")]
+    shown.append(f"{low:.1%} to {high:.1%}")
+    shown += [f"{values[column].mean():.1%}" for column in COLUMNS[1:]]
+    where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
+    if first["validation"] == "tutorial":
+        where += " (TUTORIAL PROTOCOL: chosen on test videos)"
+    training = (
+        f"{np.mean([run['epochs'] for run in runs]):.0f} epochs, {np.mean([run['seconds'] for run in runs]):.0f} s"
+    )
+    return f"| {where} | {first['model']} | {len(runs)} | {' | '.join(shown)} | {training} |"
+
+
+def define_flags() -> None:
+    flags.DEFINE_multi_string("run_dir", [], "run directory of an evaluated run; give it once a run")
+    flags.DEFINE_string("subset", "test", "which evaluation")
+    flags.DEFINE_multi_string("results", [], "file that --output wrote before")
+    flags.DEFINE_string("output", None, "file to keep the results in")
+
+
+def main() -> None:
+    args = flags.FLAGS
+    if not args.run_dir and not args.results:
+        raise UserError("give at least one --run_dir or --results")
+    results = [result for file in args.results for result in json.loads(Path(file).read_text())]
+    results += [read_result(Path(folder), args.subset) for folder in args.run_dir]
+    if args.output:
+        write_json(Path(args.output), results)
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags)

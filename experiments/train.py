@@ -1,0 +1,112 @@
+"""Trains a model on a feature cache.
+
+python -m experiments.train --features DIR --splits DIR --split 1 --model alstm --run_dir DIR
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from absl import flags
+
+from action_attention.errors import UserError
+from action_attention.features import FeatureCache
+from action_attention.metrics import VOTES
+from action_attention.models import MODEL_NAMES
+from action_attention.training import TrainConfig, train
+from data_prep import program
+from data_prep.splits import VALIDATIONS, make_split, make_tags, read_lists, write_lists
+from data_prep.videos import frame_reader
+
+HYPER_PARAMETERS = {
+    "clip_length": (flags.DEFINE_integer, "frames per clip, T [30]"),
+    "clip_stride": (flags.DEFINE_integer, "frames from one clip's start to the next one's [clip_length]"),
+    "batch_size": (flags.DEFINE_integer, "clips per step, B [16]"),
+    "lstm_units": (flags.DEFINE_integer, "LSTM units or ConvLSTM filters, U [512; conv_alstm 256]"),
+    "dropout": (flags.DEFINE_float, "at all fully connected layers, dt [0.5]"),
+    "attention_penalty": (flags.DEFINE_float, "lambda [alstm 0.5; others 0]"),
+    "weight_decay": (flags.DEFINE_float, "omega [0]"),
+    "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
+    "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
+    "patience": (
+        flags.DEFINE_integer,
+        "epochs without better validation before stopping [5; conv_alstm 3]",
+    ),
+    "seed": (flags.DEFINE_integer, "of weights, order, dropout and held-out videos [0]"),
+    "mixed_precision": (flags.DEFINE_bool, "compute in bfloat16, keep weights in float32 [false]"),
+}
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
+    flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt; without it a split is made")
+    flags.DEFINE_integer("split", 1, "which of the lists", lower_bound=1)
+    flags.DEFINE_enum("model", "alstm", MODEL_NAMES, "the model")
+    flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
+    flags.DEFINE_string("dataset", None, "name of the dataset in tables [name of the folder above the videos]")
+    flags.DEFINE_string("videos", None, "folder of the videos, for pictures [where they were extracted]")
+    flags.DEFINE_enum(
+        "validation", "source", VALIDATIONS, "by source film from the training list; from the test list; none"
+    )
+    flags.DEFINE_bool("allow_missing", False, "train although the lists name videos that the cache lacks")
+    flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
+    for name, (define, text) in HYPER_PARAMETERS.items():
+        define(name, None, text)
+    flags.DEFINE_enum(
+        "vote", None, VOTES, "a video's class: its frames' most frequent one or by mean probability [mode]"
+    )
+
+
+def main() -> None:
+    args = flags.FLAGS
+    cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
+    config = TrainConfig.for_model(args.model, vote=args.vote, **{name: args[name].value for name in HYPER_PARAMETERS})
+    if args.splits:
+        tags = read_lists(Path(args.splits), args.split)
+        missing = sorted(name for name, tag in tags.items() if tag and name not in cache.videos)
+        if missing:
+            sentence = f"{cache.folder} lacks {len(missing)} videos of the lists: {', '.join(missing[:10])}"
+            if not args.allow_missing:
+                raise UserError(f"{sentence}; extract them, or train without them by --allow_missing")
+            print(f"WARNING: {sentence}; they are left out", file=sys.stderr)
+        tags = {name: tag for name, tag in tags.items() if name in cache.videos}
+    else:
+        lists = run_dir / "splits"
+        if not lists.exists():
+            write_lists(lists, make_tags(sorted(cache.videos), config.seed))
+        tags = read_lists(lists, 1)
+    split = make_split(tags, args.validation, config.seed)
+    videos = Path(args.videos or cache.source)
+    if not videos.is_dir():
+        print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
+    about = {
+        "dataset": args.dataset or Path(cache.source).parent.name,
+        "split": args.split if args.splits else "made",
+        "validation": args.validation,
+    }
+    _write_flags(run_dir, config)
+    run = train(
+        config, cache, split, run_dir, about=about, resume=args.resume, verbose=int(sys.stderr.isatty()),
+        read_frames=frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None,
+    )  # fmt: skip
+    best = run["best"]
+    print(f"{run_dir}: {config.model}, best of {run['epochs']} epochs is epoch {best['epoch']}"
+          + (f" (validation video accuracy {best['val_video_top1']:.1%})" if "val_video_top1" in best else "")
+          + f", {run['seconds']:.0f} s; next: make eval RUN_DIR={run_dir}")  # fmt: skip
+
+
+def _write_flags(run_dir: Path, config: TrainConfig) -> None:
+    """Every flag's value, defaults included, in a file for --flagfile; a run that is there already keeps its own."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    resolved = asdict(config)
+    lines = []
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        value = resolved.get(flag.name, flag.value)
+        if value is not None and flag.name not in ("resume", "run_dir"):
+            lines.append(f"--{flag.name}={str(value).lower() if isinstance(value, bool) else value}\n")
+    if not (run_dir / "flags.txt").exists():
+        (run_dir / "flags.txt").write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags)

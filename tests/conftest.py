@@ -1,0 +1,64 @@
+"""Small real videos and a feature cache of them, made once a session."""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import data_prep.quiet  # isort: split
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from action_attention.features import FeatureCache
+from data_prep.backbone import Backbone, build_backbone
+from data_prep.extract import extract
+
+CLASSES = ("leap", "nod", "spin")
+
+
+def write_video(path: Path, frames: int = 40, fps: float = 30.0, size: tuple[int, int] = (64, 48), seed: int = 0) -> None:
+    """A video whose frame n is nearly uniform, its red channel 6 * n: so a decoded frame tells its own number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, size)
+    assert writer.isOpened()
+    noise = np.random.default_rng(seed).integers(0, 8, (size[1], size[0], 3))
+    for number in range(frames):
+        frame = noise + np.array([40, 120, 0])
+        frame[..., 2] = min(6 * number, 250)
+        writer.write(frame.astype(np.uint8))
+    writer.release()
+
+
+@pytest.fixture(scope="session")
+def network() -> Backbone:
+    """VGG16 with random weights in float32."""
+    return build_backbone("random", "float32")
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    """Four films of three classes, two clips each of 4 to 18 sampled frames, and one file that is no video."""
+    root = tmp_path_factory.mktemp("tiny") / "videos"
+    for film in range(4):
+        for index, class_name in enumerate(CLASSES):
+            seed = 10 * film + index
+            write_video(root / class_name / f"film{film}_{class_name}_f_nm_{index}.avi", 8 + 2 * seed % 29, seed=seed)
+    (root / "nod" / "junk.avi").write_text("no video")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory, videos, network) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    extract(videos, folder, network, shard_videos=5)
+    return folder
+
+
+@pytest.fixture
+def cache(cache_folder):
+    opened = FeatureCache(cache_folder)
+    yield opened
+    opened.close()
