@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,12 @@ def load_weights(weights: str) -> list[np.ndarray]:
         return _imagenet_weights()
     if not Path(weights).is_file():
         raise UserError(f"--weights={weights} is not a file; give imagenet, random or a Keras weights file")
+    model = _trunk()
     try:
-        model = _trunk()
-        model.load_weights(weights)
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras only warns of layers that it leaves as they are
+            model.load_weights(weights)
+    except (ValueError, OSError, KeyError, Warning) as error:
         raise UserError(f"{weights} holds no weights of VGG16's convolutions ({error})") from error
     return model.get_weights()
 

@@ -1,0 +1,150 @@
+"""Extraction: what is in the cache, and that stopping it at any point changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_video
+
+from action_attention.errors import UserError
+from action_attention.features import FeatureCache
+from data_prep.extract import extract, in_background
+from data_prep.videos import read_frames
+
+
+def content(folder: Path) -> dict:
+    """Name -> features of every video, and which shard it is in."""
+    cache = FeatureCache(folder)
+    return {name: (cache._place[name][0].path.name, cache.read(name).tobytes()) for name in cache.videos}
+
+
+def test_every_frame_of_every_video_is_in_the_cache_once(cache, videos, network):
+    assert cache.complete
+    for name, video in cache.videos.items():
+        frames = read_frames(videos / name, 15.0, 224)
+        assert video.frames == len(frames) == -(-video.decoded_frames // 2)
+        padded = np.zeros((32, 224, 224, 3), np.uint8)
+        padded[: len(frames)] = frames
+        # batches are filled across videos: a frame's place in its batch must not matter
+        np.testing.assert_array_equal(cache.read(name), network(padded)[: len(frames)])
+
+
+def test_a_file_that_is_no_video_is_rejected_by_name_and_reason(cache, cache_folder):
+    assert json.loads((cache_folder / "rejects.json").read_text()) == {"nod/junk.avi": "cannot be opened as a video"}
+    assert cache.rejects.keys() == {"nod/junk.avi"}
+    assert len(cache.videos) == 12
+
+
+def test_a_video_that_decodes_short_is_kept_and_flagged(tmp_path, network):
+    path = tmp_path / "videos" / "nod" / "a.avi"
+    write_video(path, 40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    extract(tmp_path / "videos", tmp_path / "features", network)
+    (video,) = FeatureCache(tmp_path / "features").videos.values()
+    assert video.is_short
+    assert video.announced_frames == 40 > video.decoded_frames > 0
+
+
+def test_extracting_again_does_nothing(cache_folder, videos, network):
+    before = {path.name: path.stat().st_mtime_ns for path in cache_folder.glob("*.h5")}
+    summary = extract(videos, cache_folder, network, shard_videos=5)
+    assert (summary.videos, summary.frames) == (0, 0)
+    assert {path.name: path.stat().st_mtime_ns for path in cache_folder.glob("*.h5")} == before
+
+
+def test_a_deleted_shard_is_made_again_and_nothing_else(tmp_path, cache_folder, videos, network):
+    whole = content(cache_folder)
+    extract(videos, tmp_path, network, shard_videos=5)
+    (tmp_path / "shard-00001.h5").unlink()
+    summary = extract(videos, tmp_path, network, shard_videos=5)
+    assert summary.videos == 5
+    assert content(tmp_path) == whole
+
+
+def test_interrupted_at_any_video_it_resumes_to_the_same_bytes(tmp_path, cache_folder, videos, network, monkeypatch):
+    """Ctrl-C arrives after the n-th video is written, for every n, in one folder."""
+    whole, seen = content(cache_folder), []
+    finish = sys.modules["data_prep.extract"]._finish_video
+
+    def interrupted(writer, end, summary):
+        if end.name not in seen:
+            seen.append(end.name)
+            raise KeyboardInterrupt
+        finish(writer, end, summary)
+
+    monkeypatch.setattr("data_prep.extract._finish_video", interrupted)
+    stops = 0
+    while True:
+        try:
+            extract(videos, tmp_path, network, shard_videos=5)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            assert not list(tmp_path.glob("*.part"))
+    assert stops == 13
+    assert content(tmp_path) == whole
+
+
+def test_killed_extraction_resumes_to_the_same_bytes(tmp_path, videos):
+    """SIGKILL of a process that extracts, as soon as its first shard is there; then it is run to the end."""
+    code = (
+        "import sys, time; from pathlib import Path; from conftest import small_network; import data_prep.extract as e\n"
+        "finish = e._finish_video; e._finish_video = lambda *args: (time.sleep(0.1), finish(*args))\n"
+        "e.extract(Path(sys.argv[1]), Path(sys.argv[2]), small_network(), shard_videos=2)"
+    )
+    command = [sys.executable, "-c", code, str(videos)]
+    root = Path(__file__).parent
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([*command, str(killed)], cwd=root, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (killed / "index.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("shard-*.h5")}
+    assert 1 <= len(finished) < 7
+    for folder in (killed, whole):
+        subprocess.run([*command, str(folder)], cwd=root, check=True, capture_output=True)
+    assert content(killed) == content(whole)
+    assert not list(killed.glob("*.part"))
+    for name, stamp in finished.items():
+        assert (killed / name).stat().st_mtime_ns == stamp
+
+
+def test_other_settings_or_changed_videos_are_refused(tmp_path, network):
+    write_video(tmp_path / "videos" / "nod" / "a.avi", 8)
+    extract(tmp_path / "videos", tmp_path / "features", network)
+    with pytest.raises(UserError, match=r"extracted with fps=15\.0, now fps=10\.0 is asked for"):
+        extract(tmp_path / "videos", tmp_path / "features", network, fps=10.0)
+    write_video(tmp_path / "videos" / "nod" / "a.avi", 12)
+    with pytest.raises(UserError, match=r"a\.avi has changed since it was extracted"):
+        extract(tmp_path / "videos", tmp_path / "features", network)
+
+
+def test_a_second_extraction_into_the_same_folder_is_refused(tmp_path, videos, network):
+    import fcntl  # noqa: PLC0415
+
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another extraction is writing"):
+            extract(videos, tmp_path, network)
+
+
+def test_background_iteration_keeps_order_and_raises_where_it_is_consumed():
+    def items():
+        yield from range(50)
+        raise OSError("disk gone")
+
+    seen = []
+    with pytest.raises(OSError, match="disk gone"):
+        for item in in_background(items()):
+            seen.append(item)
+    assert seen == list(range(50))

@@ -1,0 +1,184 @@
+"""The recurrences, re-stated in NumPy from the papers' equations, frame by frame."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy.signal import correlate
+from scipy.special import expit as sigmoid
+from scipy.special import softmax
+
+from action_attention.layers import AttentionConvLSTM, AttentionLSTM
+
+FRAMES, SIDE, CHANNELS, UNITS = 30, 3, 5, 4
+
+
+@pytest.fixture
+def clip():
+    """Features `(2, 30, 3, 3, 5)` like pool5 (sparse, not negative) and the mask of all frames."""
+    random = np.random.default_rng(0)
+    shape = (2, FRAMES, SIDE, SIDE, CHANNELS)
+    features = (random.random(shape) * (random.random(shape) < 0.5)).astype(np.float32)
+    return features, np.ones((2, FRAMES), bool)
+
+
+def built(layer, clip, scale=1.0):
+    """The layer with random weights, biases included; `scale` makes gates that forget little or much.
+
+    The layers compute in float64 here: over 30 frames a recurrence of large weights magnifies rounding.
+    """
+    layer(*clip)
+    random = np.random.default_rng(1)
+    layer.set_weights([random.normal(0, scale, weight.shape) for weight in layer.get_weights()])
+    return layer
+
+
+def named(layer):
+    """Weights by `<layer>/<variable>`."""
+    return {"/".join(weight.path.split("/")[-2:]): np.asarray(weight.value, np.float64) for weight in layer.weights}
+
+
+def lstm_step(inputs, hidden, cell, weights, prefix):
+    gates = inputs @ weights[f"{prefix}/kernel"] + hidden @ weights[f"{prefix}/recurrent_kernel"] + weights[f"{prefix}/bias"]
+    gate_in, forget, candidate, gate_out = np.split(gates, 4, axis=-1)
+    cell = sigmoid(forget) * cell + sigmoid(gate_in) * np.tanh(candidate)
+    return sigmoid(gate_out) * np.tanh(cell), cell
+
+
+def numpy_alstm(layer, features, *, reset_cell=False):
+    """Sharma et al. 2016; with `reset_cell`, the tutorial's defect: the cell starts at zero in every frame."""
+    w = named(layer)
+    cube = features.reshape(len(features), FRAMES, SIDE * SIDE, CHANNELS).astype(np.float64)
+    mean = cube.mean((1, 2))
+    hidden = np.tanh(mean @ w["mlp_h/kernel"] + w["mlp_h/bias"])
+    cell = np.tanh(mean @ w["mlp_c/kernel"] + w["mlp_c/bias"])
+    hiddens, maps = [], []
+    for t in range(FRAMES):
+        mixed = cube[:, t].mean(1) @ w["mlp1/kernel"] + w["mlp1/bias"] + hidden @ w["mlp2/kernel"]
+        locations = softmax(np.tanh(mixed) @ w["mlp3/kernel"] + w["mlp3/bias"], axis=-1)
+        glimpse = np.einsum("bl,bld->bd", locations, cube[:, t])
+        hidden, cell = lstm_step(glimpse, hidden, np.zeros_like(cell) if reset_cell else cell, w, "lstm")
+        hiddens.append(hidden)
+        maps.append(locations.reshape(-1, SIDE, SIDE))
+    return np.stack(hiddens, 1), np.stack(maps, 1)
+
+
+def convolve(maps, kernel):
+    """Same-padded 3x3 convolution of `(B, F, F, in)` with `(3, 3, in, out)`, by SciPy."""
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return np.stack(
+        [
+            [correlate(image, kernel[..., out], mode="valid")[..., 0] for out in range(kernel.shape[-1])]
+            for image in padded
+        ]
+    ).transpose(0, 2, 3, 1)
+
+
+def numpy_conv_alstm(layer, features, *, reset_cell=False):
+    """VideoLSTM's appearance part; with `reset_cell`, its cell starts at zero in every frame."""
+    w = named(layer)
+    (cell_name,) = {name.split("/")[0] for name in w if name.endswith("recurrent_kernel")}
+    hidden = cell = np.zeros((len(features), SIDE, SIDE, UNITS))
+    hiddens, maps = [], []
+    for t in range(FRAMES):
+        frame = features[:, t].astype(np.float64)
+        mixed = np.tanh(frame @ w["conv_x/kernel"] + w["conv_x/bias"] + hidden @ w["conv_h/kernel"])
+        locations = softmax((mixed @ w["conv_score/kernel"]).reshape(len(features), -1), axis=-1)
+        attention = locations.reshape(-1, SIDE, SIDE)
+        gates = convolve(frame * attention[..., None], w[f"{cell_name}/kernel"])
+        gates = gates + convolve(hidden, w[f"{cell_name}/recurrent_kernel"]) + w[f"{cell_name}/bias"]
+        gate_in, forget, candidate, gate_out = np.split(gates, 4, axis=-1)
+        cell = sigmoid(forget) * (0 if reset_cell else cell) + sigmoid(gate_in) * np.tanh(candidate)
+        hidden = sigmoid(gate_out) * np.tanh(cell)
+        hiddens.append(hidden)
+        maps.append(attention)
+    return np.stack(hiddens, 1), np.stack(maps, 1)
+
+
+RECURRENCES = {
+    "alstm": (lambda: AttentionLSTM(UNITS, dropout=0.5, dtype="float64"), numpy_alstm),
+    "conv_alstm": (lambda: AttentionConvLSTM(UNITS, dtype="float64"), numpy_conv_alstm),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENCES)
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_the_layer_is_the_papers_recurrence_over_30_frames(name, scale, clip):
+    make, restated = RECURRENCES[name]
+    layer = built(make(), clip, scale)
+    hidden, attention = layer(*clip, training=False)
+    expected_hidden, expected_attention = restated(layer, clip[0])
+    np.testing.assert_allclose(hidden, expected_hidden, atol=1e-10)
+    np.testing.assert_allclose(attention, expected_attention, atol=1e-6)  # maps are float32 always
+
+
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_a_cell_that_is_reset_every_frame_is_another_recurrence(name, clip):
+    """What the tutorial's code does differs visibly, so the test above would catch it."""
+    make, restated = RECURRENCES[name]
+    layer = built(make(), clip)
+    hidden, _ = layer(*clip, training=False)
+    reset_hidden, _ = restated(layer, clip[0], reset_cell=True)
+    assert np.abs(np.asarray(hidden)[:, 5:] - reset_hidden[:, 5:]).max() > 0.1
+
+
+@pytest.mark.parametrize("which", ["mlp_h", "mlp_c"])
+def test_both_initial_states_of_alstm_matter_in_the_first_frame(which, clip):
+    layer = built(AttentionLSTM(UNITS), clip)
+    before, _ = layer(*clip, training=False)
+    {"mlp_h": layer.initial_hidden, "mlp_c": layer.initial_cell}[which].bias.assign_add(np.ones(UNITS))
+    after, _ = layer(*clip, training=False)
+    assert np.abs(np.asarray(after - before))[:, 0].max() > 0.01
+
+
+def test_conv_alstm_with_attention_taken_out_is_keras_conv_lstm2d(clip):
+    """Uniform scores leave X_t / F*F: then the hidden maps are those of Keras' own layer."""
+    features, mask = clip
+    layer = built(AttentionConvLSTM(UNITS), clip)
+    layer.to_scores.set_weights([np.zeros((UNITS, 1))])
+    hidden, _ = layer(features, mask)
+    reference = keras.layers.ConvLSTM2D(UNITS, 3, padding="same", return_sequences=True)
+    reference(features)
+    reference.set_weights(layer.cell.get_weights())
+    np.testing.assert_allclose(hidden, reference(features / SIDE**2), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_controls_differ_from_alstm_in_the_glimpse_only(pooling, clip):
+    features, mask = clip
+    layer = built(AttentionLSTM(UNITS, pooling=pooling, dtype="float64"), clip)
+    w, cube = named(layer), features.reshape(2, FRAMES, SIDE * SIDE, CHANNELS).astype(np.float64)
+    mean = cube.mean((1, 2))
+    hidden = np.tanh(mean @ w["mlp_h/kernel"] + w["mlp_h/bias"])
+    cell = np.tanh(mean @ w["mlp_c/kernel"] + w["mlp_c/bias"])
+    for t in range(FRAMES):
+        hidden, cell = lstm_step(getattr(np, pooling)(cube[:, t], axis=1), hidden, cell, w, "lstm")
+    hiddens, attention = layer(features, mask, training=False)
+    np.testing.assert_allclose(hiddens[:, -1], hidden, atol=1e-10)
+    np.testing.assert_allclose(ops.sum(attention, axis=(2, 3)), 1, atol=1e-5)
+
+
+def test_dropout_is_active_in_training_only_and_different_in_every_frame(clip):
+    layer = built(AttentionLSTM(UNITS, dropout=0.5), clip)
+    plain = [np.asarray(layer(*clip, training=False)[0]) for _ in range(2)]
+    np.testing.assert_array_equal(plain[0], plain[1])
+    dropped = [np.asarray(layer(*clip, training=True)[0]) for _ in range(2)]
+    assert np.abs(dropped[0] - dropped[1]).max() > 0.01
+    assert np.abs(dropped[0] - plain[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("make", [make for make, _ in RECURRENCES.values()], ids=RECURRENCES)
+def test_padding_changes_nothing_on_real_frames_and_looks_nowhere(make, clip):
+    features, mask = clip
+    layer = built(make(), clip)
+    short = layer(features[:, :12], mask[:, :12])
+    padded_features = np.concatenate([features[:, :12], np.repeat(features[:, 11:12], FRAMES - 12, axis=1)], axis=1)
+    padded = layer(padded_features, np.arange(FRAMES)[None].repeat(2, 0) < 12)
+    for one, other in zip(short, padded, strict=True):
+        np.testing.assert_allclose(one, other[:, :12], atol=1e-6)
+    assert not np.asarray(padded[1])[:, 12:].any()
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="Received: pooling='median'"):
+        AttentionLSTM(4, pooling="median")

@@ -1,0 +1,79 @@
+"""Every model: outputs, saving, golden values, and that it loads without the training code."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from action_attention.models import MODEL_NAMES, build_model
+
+# logits[0, -1] of each model, seeded as in `golden`: they guard against a silent change of a forward pass
+GOLDEN = {
+    "alstm": [0.025221, 0.031513, -0.159217, 0.036067],
+    "conv_alstm": [-0.267498, -0.231258, 0.089357, 0.117098],
+    "avg_lstm": [0.009879, 0.02423, 0.127126, -0.141974],
+    "max_lstm": [-0.127768, -0.010527, 0.109135, -0.156728],
+    "softmax": [0.210441, 0.172578, -0.003005, 0.022528],
+}
+
+
+def clips(frames=6):
+    random = np.random.default_rng(0)
+    shape = (2, frames, 7, 7, 512)
+    features = (random.random(shape) * (random.random(shape) < 0.1)).astype(np.float16)
+    mask = np.arange(frames) < np.array([[frames], [frames - 2]])
+    return {"features": features, "mask": mask}
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_outputs_say_class_and_place_of_every_frame(name):
+    model, inputs = build_model(name, 4, 8), clips()
+    outputs = model(inputs)
+    assert outputs["logits"].shape == (2, 6, 4)
+    assert outputs["attention"].shape == (2, 6, 7, 7)
+    np.testing.assert_allclose(np.sum(outputs["attention"], axis=(2, 3)), inputs["mask"], atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_saved_model_loads_to_identical_outputs(name, policy, tmp_path):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build_model(name, 4, 8, dropout=0.3, weight_decay=1e-4)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    before, after = model(clips()), loaded(clips())
+    for key in ("logits", "attention"):
+        assert before[key].dtype == "float32"
+        np.testing.assert_array_equal(before[key], after[key])
+    assert len(loaded.losses) == len(model.losses)
+
+
+def test_a_saved_model_needs_the_models_and_nothing_else_of_the_project(tmp_path):
+    build_model("alstm", 4, 8).save(tmp_path / "model.keras")
+    code = (
+        "import sys, keras, action_attention.models\n"
+        "keras.saving.load_model(sys.argv[1], safe_mode=True)\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('action_attention.', 'data_prep', 'experiments'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model.keras"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['action_attention.layers', 'action_attention.models']"
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_golden_outputs(name):
+    model = build_model(name, 4, 8)
+    random = np.random.default_rng(1)
+    model.set_weights([random.normal(0, 0.1, weight.shape) for weight in model.get_weights()])
+    logits = np.asarray(model(clips())["logits"])[0, -1]
+    np.testing.assert_allclose(logits, GOLDEN[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"alstm, conv_alstm, avg_lstm, max_lstm, softmax\. Received: name='lstm'"):
+        build_model("lstm", 4)

@@ -1,0 +1,196 @@
+"""Training and evaluation on a tiny cache: what a run directory holds, repeatability, resuming, what is refused."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from action_attention import training
+from action_attention.clips import Clips
+from action_attention.errors import UserError
+from action_attention.evaluation import evaluate, load_model, predict_videos
+from action_attention.features import FeatureCache
+from action_attention.models import MODEL_NAMES
+from action_attention.training import TrainConfig, train
+from data_prep.splits import make_split, make_tags
+from data_prep.videos import frame_reader
+
+ABOUT = {"dataset": "tiny", "split": 1, "validation": "source"}
+
+
+@pytest.fixture
+def split(cache):
+    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)
+
+
+def config(model="alstm", **overrides):
+    return TrainConfig.for_model(
+        model, **{"clip_length": 6, "batch_size": 4, "lstm_units": 4, "learning_rate": 1e-3, "epochs": 2, **overrides}
+    )
+
+
+def weights_of(run_dir):
+    return [weight.tobytes() for weight in load_model(run_dir).get_weights()]
+
+
+def history_of(run_dir):
+    return [
+        {key: value for key, value in epoch.items() if key != "seconds"}
+        for epoch in json.loads((run_dir / "history.json").read_text())
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache_folder, videos):
+    """A run of two epochs, evaluated."""
+    run_dir, cache = tmp_path_factory.mktemp("runs") / "run", FeatureCache(cache_folder)
+    split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
+    read = frame_reader(videos, 15.0)
+    run = train(config(), cache, split, run_dir, about=ABOUT, read_frames=read)
+    return run_dir, run, evaluate(run_dir, cache, "test", read_frames=read)
+
+
+def test_the_table_of_hyper_parameters_is_the_default():
+    """reference: the tutorial's table."""
+    alstm, conv = TrainConfig.for_model("alstm"), TrainConfig.for_model("conv_alstm")
+    assert (alstm.batch_size, alstm.clip_length, alstm.lstm_units, alstm.dropout) == (16, 30, 512, 0.5)
+    assert (alstm.attention_penalty, alstm.weight_decay, alstm.learning_rate) == (0.5, 0, 1e-4)
+    assert (conv.lstm_units, conv.attention_penalty, conv.weight_decay, conv.dropout) == (256, 0, 0, 0.5)
+    assert TrainConfig.for_model("conv_alstm", lstm_units=8, dropout=None).lstm_units == 8
+
+
+def test_a_run_directory_explains_itself(finished, cache_folder):
+    run_dir, run, _ = finished
+    written = json.loads((run_dir / "run.json").read_text())
+    assert written == json.loads(json.dumps(run))
+    assert written["classes"] == ["leap", "nod", "spin"]
+    assert written["cache"]["fingerprint"] == FeatureCache(cache_folder).fingerprint
+    assert written["config"]["lstm_units"] == 4
+    assert {"git", "versions", "machine", "best", "seconds", "dataset", "split", "validation"} <= written.keys()
+    split = json.loads((run_dir / "split.json").read_text())
+    assert {subset: len(names) for subset, names in split.items()} == written["videos"]
+    assert [epoch["epoch"] for epoch in history_of(run_dir)] == [0, 1]
+    assert list((run_dir / "logs").rglob("events.out.tfevents.*"))
+    assert not list(run_dir.rglob("*.part*"))
+
+
+def test_tensorboard_has_losses_apart_accuracies_rate_and_pictures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+
+    tags = {}
+    for side in ("train", "validation"):
+        events = EventAccumulator(str(finished[0] / "logs" / side))
+        events.Reload()
+        tags[side] = set(events.Tags()["tensors"])
+    assert {"epoch_loss", "epoch_logits_loss", "epoch_attention_loss", "epoch_learning_rate"} <= tags["train"]
+    assert {"epoch_video_top1", "epoch_cross_entropy", "confusion", "attention"} <= tags["validation"]
+    assert "_hparams_/session_start_info" in tags["validation"]
+
+
+def test_evaluation_agrees_with_its_files(finished, cache):
+    run_dir, run, metrics = finished
+    output = run_dir / "eval" / "test"
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    required = ("dataset split subset model seed videos vote video_top1 video_top1_ci95 video_top5 clip_top1 frame_top1 "
+                "macro_f1 per_class").split()  # fmt: skip
+    assert set(required) <= metrics.keys()
+    with (output / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == metrics["videos"] == run["videos"]["test"]
+    assert np.mean([int(row["right"]) for row in rows]) == pytest.approx(metrics["video_top1"])
+    assert [int(row["frames"]) for row in rows] == [cache.videos[row["video"]].frames for row in rows]
+    assert (output / "confusion.png").read_bytes()[:4] == (output / "attention.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_best_epoch_is_chosen_on_validation_videos_and_kept(finished, cache, split):
+    """The saved model gives the validation accuracy that the log reports for its epoch."""
+    run_dir, run, _ = finished
+    again = evaluate(run_dir, cache, "validation")
+    assert again["video_top1"] == pytest.approx(run["best"]["val_video_top1"])
+    assert again["cross_entropy"] == pytest.approx(run["best"]["val_cross_entropy"], rel=1e-4)
+    best = max(history_of(run_dir), key=lambda epoch: (epoch["val_video_top1"], -epoch["val_cross_entropy"]))
+    assert run["best"]["epoch"] == best["epoch"]
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_a_seed_repeats_a_run_bit_for_bit(model, cache, split, tmp_path):
+    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+        train(config(model, epochs=1, seed=seed), cache, split, tmp_path / name, about=ABOUT)
+    assert history_of(tmp_path / "one") == history_of(tmp_path / "two") != history_of(tmp_path / "other")
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two") != weights_of(tmp_path / "other")
+
+
+def test_a_run_that_stops_in_an_epoch_resumes_to_the_same_result(cache, split, tmp_path, monkeypatch):
+    train(config(epochs=4), cache, split, tmp_path / "whole", about=ABOUT)
+    predict, calls = predict_videos, []
+
+    def dies_in_third_epoch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(*arguments)
+
+    monkeypatch.setattr(training, "predict_videos", dies_in_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(epochs=4), cache, split, tmp_path / "cut", about=ABOUT)
+    assert len(history_of(tmp_path / "cut")) == 2
+    keras.utils.set_random_seed(99)  # nothing that the process drew before may matter
+    train(config(epochs=4), cache, split, tmp_path / "cut", about=ABOUT, resume=True)
+    assert history_of(tmp_path / "cut") == history_of(tmp_path / "whole")
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+
+
+def test_training_stops_when_validation_no_longer_improves(cache, split, tmp_path):
+    run = train(config(learning_rate=0.0, epochs=10, patience=2), cache, split, tmp_path / "run", about=ABOUT)
+    assert (run["epochs"], run["best"]["epoch"]) == (3, 0)
+
+
+def test_without_validation_the_last_epoch_is_kept(cache, split, tmp_path):
+    everything = {**split, "train": split["train"] + split["validation"], "validation": []}
+    run = train(config(), cache, everything, tmp_path / "run", about={**ABOUT, "validation": "none"})
+    assert run["best"]["epoch"] == 1
+    with pytest.raises(UserError, match="has no validation videos"):
+        evaluate(tmp_path / "run", cache, "validation")
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished, cache, split):
+    run_dir = finished[0]
+    before = (run_dir / "run.json").read_bytes()
+    with pytest.raises(UserError, match=r"already holds a run; .*--resume"):
+        train(config(), cache, split, run_dir)
+    with pytest.raises(UserError, match="trained with dropout=0.5, now dropout=0.1"):
+        train(config(dropout=0.1), cache, split, run_dir, resume=True)
+    assert (run_dir / "run.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(cache, split, tmp_path):
+    with pytest.raises(UserError, match="the loss is nan in epoch 0"):
+        train(config(learning_rate=float("nan")), cache, split, tmp_path / "run", about=ABOUT)
+    assert not (tmp_path / "run" / "last_state.npz").exists()
+
+
+def test_features_made_otherwise_are_refused(finished, cache):
+    cache.settings = {**cache.settings, "fps": 10.0}
+    with pytest.raises(UserError, match=r"has fps=10\.0, but .* was trained with fps=15\.0"):
+        evaluate(finished[0], cache, "test")
+
+
+def test_a_damaged_model_or_run_is_one_sentence(tmp_path, cache):
+    with pytest.raises(UserError, match="holds no training run"):
+        evaluate(tmp_path, cache)
+    (tmp_path / "model.keras").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as a model"):
+        load_model(tmp_path)
+
+
+def test_overlapping_clips_count_every_frame_once(finished, cache, split):
+    """With stride 1 most frames stand in several clips; there is still one prediction a frame."""
+    run_dir, run, _ = finished
+    clips = Clips(cache, split["test"], run["classes"], 6, 1)
+    assert len(clips) > len(split["test"])
+    for prediction in predict_videos(load_model(run_dir), clips, 4):
+        assert len(prediction.probabilities) == len(prediction.attention) == cache.videos[prediction.name].frames
+        np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1)
+        np.testing.assert_allclose(prediction.attention.sum(axis=(1, 2)), 1, rtol=1e-5)
