@@ -7,6 +7,7 @@ FEATURES ?= features
 MODEL    ?= alstm
 SPLIT    ?= 1
 RUN_DIR  ?= runs/$(MODEL)-split$(SPLIT)
+RUNS     ?= runs
 DEMO     ?= demo
 ARGS     ?=
 
@@ -14,7 +15,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint extract inspect train eval tensorboard bench constraints clean
+.PHONY: help setup demo demo-model test test-slow lint extract inspect train eval tensorboard bench constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +37,41 @@ test-slow: setup  ## run the long tests too
 lint: setup  ## check format and style
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+
+demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in $(DEMO)/
+	$(python) -m data_prep.sample --output $(DEMO)/sample
+	$(python) -m data_prep.extract --videos $(DEMO)/sample/videos --features $(DEMO)/features --fall_back_to_random
+	@for model in softmax alstm conv_alstm; do $(MAKE) --no-print-directory MODEL=$$model demo-model || exit 1; done
+	@printf '\n'
+	@$(python) -m experiments.table $(foreach model,softmax alstm conv_alstm,--run_dir $(DEMO)/runs/$(model))
+	@printf '\nEvery run has its own folder in $(DEMO)/runs: eval/test/attention.png shows where the model looked,\n'
+	@printf 'eval/test/confusion.png what it took for what (softmax: the pairs that are each other reversed in time).\n'
+	@printf 'Next: make tensorboard RUNS=$(DEMO)/runs, or your own videos: README, "Your own videos".\n'
+
+demo-model:
+	@rm -rf $(DEMO)/runs/$(MODEL)
+	$(python) -m experiments.train --flagfile=experiments/configs/sample_$(MODEL).flags \
+	    --features $(DEMO)/features --splits $(DEMO)/sample/splits --run_dir $(DEMO)/runs/$(MODEL)
+	@$(python) -m experiments.eval --run_dir $(DEMO)/runs/$(MODEL)
+
+extract: setup  ## videos -> feature cache: VIDEOS, FEATURES, ARGS
+	$(python) -m data_prep.extract --videos $(VIDEOS) --features $(FEATURES) $(ARGS)
+
+inspect: setup  ## print and check a feature cache: FEATURES
+	$(python) -m data_prep.inspect --features $(FEATURES) --verify $(ARGS)
+
+train: setup  ## feature cache -> run directory: FEATURES, SPLITS, SPLIT, MODEL, RUN_DIR, ARGS
+	$(python) -m experiments.train --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
+	    --split $(SPLIT) --model $(MODEL) --run_dir $(RUN_DIR) $(ARGS)
+
+eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
+	$(python) -m experiments.eval --run_dir $(RUN_DIR) $(ARGS)
+
+tensorboard: setup  ## curves and pictures of the runs below RUNS
+	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)
+
+bench: setup  ## measure the stages against their limits: ARGS
+	$(python) -m experiments.benchmark --output bench.json $(ARGS)
 
 constraints:  ## pin all dependencies anew, for every supported Python (needs uv)
 	uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --no-annotate --no-header --upgrade -o constraints.txt

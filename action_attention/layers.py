@@ -164,7 +164,7 @@ class AttentionConvLSTM(keras.layers.Layer):
         batch, (frames, height, width) = ops.shape(features)[0], features.shape[1:4]
         from_frames = self.from_frame(features)
         hidden = cell = ops.zeros((batch, height, width, self.filters), from_frames.dtype)
-        # Keras' cell makes eight convolutions a step; one over inputs and state together is the same, in half the graph.
+        # Keras' cell makes eight convolutions a step; one over inputs and state is the same in half the graph.
         kernel = ops.concatenate([self.cell.kernel, self.cell.recurrent_kernel], axis=2)
         kernel, bias = ops.cast(kernel, hidden.dtype), ops.cast(self.cell.bias, hidden.dtype)
         hiddens, attention = [], []

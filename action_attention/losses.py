@@ -2,7 +2,7 @@
 
     loss = mean_{B,T} CE  +  (lambda / T) * mean_B sum_i (1 - sum_t c_{t,i})^2  +  omega * sum over kernels of |w|^2
 
-T is the number of *real* frames of each clip: padded frames, whose label is `PADDING`, count nowhere. Both classes return
+T is the number of *real* frames of each clip: padded ones, whose label is `PADDING`, count nowhere. Both classes return
 one value per clip, which Keras averages over the batch; the last term is the layers' `kernel_regularizer`.
 """
 

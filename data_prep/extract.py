@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -118,31 +119,28 @@ def extract(
         if done:
             logging.info("%s holds %d of %d videos already", features, len(names) - len(todo), len(names))
         groups = [todo[first : first + shard_videos] for first in range(0, len(todo), shard_videos)]
-        paths = _free_paths(features, len(groups))
+        # a deleted shard's number is free, so it is made again under its own name
+        paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
         progress = tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True)
-        batches = in_background(_decode(videos, groups, fps))
-        results = in_background(_forward(network, batches, summary))
+        batches = in_background(decode_batches(videos, groups, fps))
+        pieces = in_background(_forward(network, batches, summary))
         writer = None
         try:
-            for batch, cubes in results:
-                written = 0
-                for position, end in batch.ends:
-                    writer = writer or ShardWriter(paths.pop(0), settings, software, compression)
-                    writer.append(cubes[written:position])
-                    written = position
-                    _finish_video(writer, end, summary)
-                    progress.update()
-                    progress.set_postfix_str(f"{summary.frames / (time.monotonic() - started):.1f} frames/s")
-                    if end.last_of_shard:
-                        writer.commit()
-                        shards.append(Shard(writer.path))
-                        write_index(features, shards, videos.resolve(), complete=False)
-                        writer = None
-                if written < batch.count:
-                    writer = writer or ShardWriter(paths.pop(0), settings, software, compression)
-                    writer.append(cubes[written : batch.count])
+            for cubes, end in pieces:
+                writer = writer or ShardWriter(next(paths), settings, software, compression)
+                writer.append(cubes)
+                if not end:
+                    continue
+                _finish_video(writer, end, summary)
+                progress.update()
+                progress.set_postfix_str(f"{summary.frames / (time.monotonic() - started):.1f} frames/s")
+                if end.last_of_shard:
+                    writer.commit()
+                    shards.append(Shard(writer.path))
+                    write_index(features, shards, videos.resolve(), complete=False)
+                    writer = None
         finally:
-            results.close()
+            pieces.close()
             progress.close()
             if writer:
                 writer.discard()
@@ -193,35 +191,43 @@ def in_background(items: Iterable) -> Iterator:
         thread.join()
 
 
-def _decode(videos: Path, groups: list[list[str]], fps: float) -> Iterator[Batch]:
+def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterator[Batch]:
     """Decodes all videos in order into batches that are full, whatever the videos' lengths."""
     shape = (BATCH_SIZE, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
-    frames, count, ends = np.zeros(shape, np.uint8), 0, []
+    frames, filled, ends = np.zeros(shape, np.uint8), 0, []
     for group in groups:
         for name in group:
             path, last = videos / name, name == group[-1]
             try:
+                # all that can fail for reasons of the file comes before its first frame is passed on
+                size, sha256 = path.stat().st_size, _file_sha256(path)
                 reader = VideoReader(path, fps, backbone.FRAME_SIZE)
                 for frame in reader:
-                    frames[count] = frame
-                    count += 1
-                    if count == BATCH_SIZE:
-                        yield Batch(frames, count, ends)
-                        frames, count, ends = np.zeros(shape, np.uint8), 0, []
-                end = VideoEnd(name, last, reader.info, path.stat().st_size, _file_sha256(path))
+                    frames[filled] = frame
+                    filled += 1
+                    if filled == BATCH_SIZE:
+                        yield Batch(frames, filled, ends)
+                        frames, filled, ends = np.zeros(shape, np.uint8), 0, []
+                end = VideoEnd(name, last, reader.info, size, sha256)
             except (UnusableVideoError, OSError) as error:
                 end = VideoEnd(name, last, reason=str(error))
-            ends.append((count, end))
+            ends.append((filled, end))
     if ends:
-        yield Batch(frames, count, ends)
+        yield Batch(frames, filled, ends)
 
 
 def _forward(network: backbone.Backbone, batches: Iterable[Batch], summary: Summary) -> Iterator[tuple]:
+    """Cubes in order, cut where a video ends, each piece with that end or None."""
     for batch in batches:
         started = time.monotonic()
         cubes = network(batch.frames)
         summary.network_seconds += time.monotonic() - started
-        yield batch, cubes
+        first = 0
+        for position, end in batch.ends:
+            yield cubes[first:position], end
+            first = position
+        if first < batch.count:
+            yield cubes[first : batch.count], None
 
 
 def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
@@ -256,17 +262,6 @@ def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features
             path = videos / video.name
             if path.is_file() and path.stat().st_size != video.file_bytes:
                 raise UserError(f"{path} has changed since it was extracted; delete {shard.path} and run this again")
-
-
-def _free_paths(features: Path, count: int) -> list[Path]:
-    """The first `count` shard names that are not taken, so that a deleted shard is made again under its own name."""
-    paths, number = [], 0
-    while len(paths) < count:
-        path = features / f"shard-{number:05}.h5"
-        if not path.exists():
-            paths.append(path)
-        number += 1
-    return paths
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import data_prep.quiet  # isort: split
+import data_prep.quiet  # noqa: F401, I001 - before Keras
 
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from data_prep.extract import extract
 CLASSES = ("leap", "nod", "spin")
 
 
-def write_video(path: Path, frames: int = 40, fps: float = 30.0, size: tuple[int, int] = (64, 48), seed: int = 0) -> None:
+def write_video(path: Path, frames: int = 40, fps: float = 30.0, seed: int = 0) -> None:
     """A video whose frame n is nearly uniform, its red channel 6 * n: so a decoded frame tells its own number."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    size = (64, 48)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, size)
     assert writer.isOpened()
     noise = np.random.default_rng(seed).integers(0, 8, (size[1], size[0], 3))
@@ -34,7 +35,7 @@ def write_video(path: Path, frames: int = 40, fps: float = 30.0, size: tuple[int
 
 
 def small_network() -> Backbone:
-    """Stands in for VGG16 where what is tested is not the network: the same inputs and outputs, at a thousandth of the cost."""
+    """Stands in for VGG16 where what is tested is not the network: same inputs and outputs, little cost."""
     frames = keras.Input((224, 224, 3), dtype="uint8")
     pooled = keras.layers.AveragePooling2D(32)(keras.layers.Rescaling(1 / 255)(frames))
     kernel = keras.initializers.RandomNormal(seed=0)

@@ -94,7 +94,8 @@ def test_interrupted_at_any_video_it_resumes_to_the_same_bytes(tmp_path, cache_f
 def test_killed_extraction_resumes_to_the_same_bytes(tmp_path, videos):
     """SIGKILL of a process that extracts, as soon as its first shard is there; then it is run to the end."""
     code = (
-        "import sys, time; from pathlib import Path; from conftest import small_network; import data_prep.extract as e\n"
+        "import sys, time\nfrom pathlib import Path\nfrom conftest import small_network\n"
+        "import data_prep.extract as e\n"
         "finish = e._finish_video; e._finish_video = lambda *args: (time.sleep(0.1), finish(*args))\n"
         "e.extract(Path(sys.argv[1]), Path(sys.argv[2]), small_network(), shard_videos=2)"
     )
@@ -144,7 +145,11 @@ def test_background_iteration_keeps_order_and_raises_where_it_is_consumed():
         raise OSError("disk gone")
 
     seen = []
-    with pytest.raises(OSError, match="disk gone"):
+
+    def consume():
         for item in in_background(items()):
             seen.append(item)
+
+    with pytest.raises(OSError, match="disk gone"):
+        consume()
     assert seen == list(range(50))

@@ -26,7 +26,8 @@ def sparse_cubes(frames, seed=0):
 def write_shard(path, lengths, settings=SETTINGS, compression="zstd", prefix="v"):
     writer = ShardWriter(path, settings, {"numpy": "2"}, compression)
     for index, frames in enumerate(lengths):
-        video = Video("wave", f"{prefix}{index}.avi", writer.rows, frames, 30.0, 15.0, 2 * frames, 2 * frames, 320, 240, 9, "")
+        file_name, row, source = f"{prefix}{index}.avi", writer.rows, 2 * frames
+        video = Video("wave", file_name, row, frames, 30.0, 15.0, source, source, 320, 240, 9, "")
         writer.append(sparse_cubes(frames, index))
         writer.add_video(video)
     writer.commit()
@@ -76,13 +77,7 @@ def test_a_flipped_bit_is_found_and_named(folder):
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + chunk.size // 2] ^= 4
     path.write_bytes(content)
-    cache = FeatureCache(folder)
-    try:
-        verdicts = dict(cache.verify())
-    except UserError as error:  # the filter noticed
-        assert "shard-00000.h5 is damaged" in str(error)
-    else:
-        assert verdicts == {path: False, folder / "shard-00001.h5": True}
+    assert dict(FeatureCache(folder).verify()) == {path: False, folder / "shard-00001.h5": True}
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000, -100])

@@ -39,7 +39,8 @@ def named(layer):
 
 
 def lstm_step(inputs, hidden, cell, weights, prefix):
-    gates = inputs @ weights[f"{prefix}/kernel"] + hidden @ weights[f"{prefix}/recurrent_kernel"] + weights[f"{prefix}/bias"]
+    kernel, recurrent, bias = (weights[f"{prefix}/{name}"] for name in ("kernel", "recurrent_kernel", "bias"))
+    gates = inputs @ kernel + hidden @ recurrent + bias
     gate_in, forget, candidate, gate_out = np.split(gates, 4, axis=-1)
     cell = sigmoid(forget) * cell + sigmoid(gate_in) * np.tanh(candidate)
     return sigmoid(gate_out) * np.tanh(cell), cell

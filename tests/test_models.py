@@ -59,9 +59,11 @@ def test_a_saved_model_needs_the_models_and_nothing_else_of_the_project(tmp_path
     code = (
         "import sys, keras, action_attention.models\n"
         "keras.saving.load_model(sys.argv[1], safe_mode=True)\n"
-        "print(sorted(name for name in sys.modules if name.startswith(('action_attention.', 'data_prep', 'experiments'))))"
+        "own = ('action_attention.', 'data_prep', 'experiments')\n"
+        "print(sorted(name for name in sys.modules if name.startswith(own)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model.keras"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, tmp_path / "model.keras"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['action_attention.layers', 'action_attention.models']"
 
 
