@@ -235,8 +235,7 @@ def write_index(folder: Path, shards: list[Shard], source: Path, complete: bool)
     rejects = {name: reason for shard in shards for name, reason in shard.rejects.items()}
     write_json(folder / "rejects.json", rejects)
     write_json(
-        folder / "index.json",
-        {"settings": settings, "source": str(source), "complete": complete, "shards": entries},
+        folder / "index.json", {"settings": settings, "source": str(source), "complete": complete, "shards": entries}
     )
 
 

@@ -64,11 +64,7 @@ class AttentionLSTM(keras.layers.Layer):
         self.initial_hidden = self._dense(units, "mlp_h", activation="tanh")
         self.initial_cell = self._dense(units, "mlp_c", activation="tanh")
         self.lstm = keras.layers.LSTMCell(
-            units,
-            kernel_regularizer=self.decay,
-            recurrent_regularizer=self.decay,
-            dtype=self.dtype_policy,
-            name="lstm",
+            units, kernel_regularizer=self.decay, recurrent_regularizer=self.decay, dtype=self.dtype_policy, name="lstm"
         )
 
     def _dense(self, units, name, **kwargs):

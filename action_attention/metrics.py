@@ -76,10 +76,7 @@ def summarize(predictions: list[VideoPrediction], classes: list[str], vote: str 
         "macro_f1": float(f1_score(labels, rankings[:, 0], labels=present, average="macro", zero_division=0)),
         "cross_entropy": float(np.mean([prediction.loss for prediction in predictions])),
         "per_class": {
-            classes[label]: {
-                "accuracy": float(right[labels == label].mean()),
-                "videos": int((labels == label).sum()),
-            }
+            classes[label]: {"accuracy": float(right[labels == label].mean()), "videos": int((labels == label).sum())}
             for label in present
         },
         "confusion": confusion_matrix(labels, rankings[:, 0], labels=range(len(classes))).tolist(),

@@ -111,10 +111,7 @@ def train(
     model = new_model(config, len(classes))
     compile_model(model, config)
     first_epoch = state.restore(model)
-    callbacks = [
-        keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False),
-        state,
-    ]
+    callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state]
     if split["validation"]:
         callbacks.insert(0, VideoValidation(run_dir / "logs" / "validation", config, validation, classes, read_frames))
     logging.info(

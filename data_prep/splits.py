@@ -86,9 +86,10 @@ def source_of(video: str) -> str:
 def _fold(videos: list[str], folds: int, seed: int) -> tuple[list[str], list[str]]:
     """Splits off about one `folds`-th of the videos, stratified by class, whole sources at a time."""
     classes = [name.split("/")[0] for name in videos]
-    fewest = min(np.unique(classes, return_counts=True)[1])
-    if fewest < 2:
-        raise UserError("a class has fewer than 2 videos to divide; add videos, or train with --validation=none")
-    splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed)
-    kept, held_out = next(splitter.split(videos, classes, [source_of(name) for name in videos]))
+    sources = [source_of(name) for name in videos]
+    most = min(*np.unique(classes, return_counts=True)[1], len(set(sources)))
+    if most < 2:
+        raise UserError("one class has a single video, or all come from one film: nothing to divide; add videos")
+    splitter = StratifiedGroupKFold(min(folds, most), shuffle=True, random_state=seed)
+    kept, held_out = next(splitter.split(videos, classes, sources))
     return [videos[index] for index in kept], [videos[index] for index in held_out]

@@ -83,9 +83,7 @@ def filters(videos: Path, network: Backbone, rounds: int) -> dict:
                 measured[name]["write_mb_s"].append(cubes.nbytes / 1e6 / (written - started))
                 measured[name]["read_mb_s"].append(cubes.nbytes / 1e6 / (time.monotonic() - written))
                 measured[name]["ratio"].append(cubes.nbytes / path.stat().st_size)
-    return {
-        name: {key: statistics.median(values) for key, values in row.items()} for name, row in measured.items()
-    }
+    return {name: {key: statistics.median(values) for key, values in row.items()} for name, row in measured.items()}
 
 
 STAGES = {"extraction": extraction, "filters": filters}

@@ -28,10 +28,7 @@ HYPER_PARAMETERS = {
     "weight_decay": (flags.DEFINE_float, "omega [0]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
-    "patience": (
-        flags.DEFINE_integer,
-        "epochs without better validation before stopping [5; conv_alstm 3]",
-    ),
+    "patience": (flags.DEFINE_integer, "epochs without better validation before stopping [5; conv_alstm 3]"),
     "seed": (flags.DEFINE_integer, "of weights, order, dropout and held-out videos [0]"),
     "mixed_precision": (flags.DEFINE_bool, "compute in bfloat16, keep weights in float32 [false]"),
 }

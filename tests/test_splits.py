@@ -67,6 +67,14 @@ def test_a_made_split_is_stratified_and_keeps_films_together(tags):
         assert 0.2 < of_class.count(TEST) / len(of_class) < 0.45
 
 
+def test_few_films_are_divided_and_a_single_one_is_refused():
+    tags = {f"{name}/{film}_{name}_{n}.avi": TRAIN for name in "ab" for film in ("One", "Two") for n in range(4)}
+    split = make_split(tags, "source", 0)
+    assert len({source_of(name) for name in split["validation"]}) == 1
+    with pytest.raises(UserError, match="all come from one film"):
+        make_split({name: tag for name, tag in tags.items() if "One" in name}, "source", 0)
+
+
 def test_the_tutorials_validation_comes_out_of_the_test_list(tags):
     split = make_split(tags, "tutorial", 0)
     assert set(split["train"]) == {name for name, tag in tags.items() if tag == TRAIN}

@@ -1,0 +1,90 @@
+"""The programs as a user runs them: all stages on a small sample, and what they say to mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.sample import make_sample
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def succeeds(module, *arguments):
+    done = run(module, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_from_sample_to_table(tmp_path):
+    sample, features, run_dir = tmp_path / "sample", tmp_path / "features", tmp_path / "run"
+    make_sample(sample, train_clips=4, test_clips=2, frames=8)
+    said = succeeds("data_prep.extract", "--videos", sample / "videos", "--features", features, "--weights", "random")
+    assert "extracted 36 videos (0 rejected), 144 frames" in said
+    said = succeeds("data_prep.inspect", "--features", features, "--verify")
+    assert "36 videos of 6 classes, 144 frames, 1 shards" in said
+    assert "verified: all 1 shards hold what was written" in said
+
+    flagfile = f"--flagfile={ROOT / 'experiments/configs/sample_alstm.flags'}"
+    small = ("--lstm_units=8", "--epochs=1", "--seed=5")
+    succeeds("experiments.train", flagfile, "--features", features, "--splits", sample / "splits", *small,
+             "--run_dir", run_dir)  # fmt: skip
+    said = succeeds("experiments.eval", "--run_dir", run_dir)
+    metrics = json.loads((run_dir / "eval" / "test" / "metrics.json").read_text())
+    assert (metrics["dataset"], metrics["videos"], metrics["weights"]) == ("sample", 12, "random")
+    assert f"| sample, split 1, 12 test videos | alstm | 1 | {metrics['video_top1']:.1%} |" in said
+    assert said.strip().endswith("VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing.")
+
+    # the flags that a run wrote down make the same run
+    succeeds("experiments.train", f"--flagfile={run_dir / 'flags.txt'}", "--run_dir", tmp_path / "again")
+    for name in ("split.json", "flags.txt"):
+        assert (run_dir / name).read_text() == (tmp_path / "again" / name).read_text()
+    best = [json.loads((folder / "run.json").read_text())["best"] for folder in (run_dir, tmp_path / "again")]
+    assert best[0] == best[1]
+
+    succeeds("experiments.eval", "--run_dir", tmp_path / "again")
+    results = tmp_path / "results.json"
+    both = ("--run_dir", run_dir, "--run_dir", tmp_path / "again")
+    said = succeeds("experiments.table", *both, "--output", results)
+    assert "| alstm | 2 |" in said
+    assert succeeds("experiments.table", "--results", results) == said
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "sentence"),
+    [
+        ("data_prep.extract", ("--weights=random", "--videos={}/absent", "--features={}/f"), "is not a folder; give"),
+        ("data_prep.extract", ("--weights={}/absent.h5", "--videos={}", "--features={}/f"), "is not a file; give"),
+        ("data_prep.inspect", ("--features={}",), "holds no feature cache"),
+        ("experiments.eval", ("--run_dir={}",), "holds no training run"),
+        ("experiments.table", ("--run_dir={}", "surplus"), "unknown argument 'surplus'"),
+    ],
+)
+def test_a_mistake_ends_with_one_sentence_and_no_traceback(module, arguments, sentence, tmp_path):
+    done = run(module, *(argument.format(tmp_path) for argument in arguments))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert sentence in line
+    assert "Traceback" not in done.stderr
+
+
+def test_lists_that_name_videos_the_cache_lacks_are_refused_unless_allowed(cache_folder, tmp_path):
+    lines = [f"film{film}_nod_f_nm_1.avi {1 + film % 2} \n" for film in range(6)]
+    (tmp_path / "nod_test_split1.txt").write_text("".join(lines))
+    arguments = ("--features", cache_folder, "--splits", tmp_path, "--run_dir", tmp_path / "run", "--model=softmax",
+                 "--validation=none", "--epochs=1", "--clip_length=4")  # fmt: skip
+    done = run("experiments.train", *arguments)
+    assert done.returncode == 1
+    assert "lacks 2 videos of the lists: nod/film4_nod_f_nm_1.avi, nod/film5_nod_f_nm_1.avi; extract" in done.stderr
+    assert not (tmp_path / "run").exists()
+    succeeds("experiments.train", *arguments, "--allow_missing")
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert {name: len(videos) for name, videos in split.items()} == {"train": 2, "validation": 0, "test": 2}
