@@ -61,14 +61,16 @@ def build_backbone(weights: str = "imagenet", precision: str = "auto") -> Backbo
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        trunk = vgg16.VGG16(include_top=False, weights=None, input_shape=(FRAME_SIZE, FRAME_SIZE, 3))
+        trunk = _trunk()
     finally:
         keras.config.set_dtype_policy(previous)
     trunk.set_weights(tensors)
     frames = keras.Input((FRAME_SIZE, FRAME_SIZE, 3), dtype="uint8")
     model = keras.Model(frames, trunk(preprocess(frames)))
     model.compile(jit_compile=False)  # XLA is slower than oneDNN's convolutions on CPUs
-    return Backbone(model, weights, weights_sha256(tensors), precision)
+    sha256 = weights_sha256(tensors)
+    name = "imagenet" if sha256 == IMAGENET_SHA256 else Path(weights).name
+    return Backbone(model, name, sha256, precision)
 
 
 def preprocess(frames: keras.KerasTensor) -> keras.KerasTensor:

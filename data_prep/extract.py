@@ -101,7 +101,7 @@ def extract(
     settings = {
         "schema_version": SCHEMA_VERSION,
         "backbone": "VGG16 block5_pool",
-        "weights": Path(network.weights).name,
+        "weights": network.weights,
         "weights_sha256": network.weights_sha256,
         "precision": network.precision,
         "preprocessing": backbone.PREPROCESSING,
@@ -325,4 +325,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main, define_flags, "the same command goes on from here")

@@ -8,8 +8,11 @@ from absl import app, logging
 from action_attention.errors import UserError
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
-    """Parses the flags, calls `main()` and exits: 0 done, 1 a user's mistake or the system's refusal, 130 Ctrl-C."""
+def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: str = "") -> None:
+    """Parses the flags, calls `main()` and exits: 0 done, 1 a user's mistake or the system's refusal, 130 Ctrl-C.
+
+    `after_stop` says how to go on after Ctrl-C.
+    """
 
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
@@ -19,7 +22,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         except (UserError, OSError) as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            print(f"\nstopped; {after_stop}".rstrip("; "), file=sys.stderr)
             sys.exit(130)
 
     define_flags()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from absl import logging
 
 from action_attention.errors import UserError
 
@@ -112,7 +113,11 @@ def list_videos(root: Path) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds one folder of videos per class")
-    names = sorted(f"{path.parent.name}/{path.name}" for path in root.glob("*/*") if path.suffix.lower() in EXTENSIONS)
+    files = sorted(path for path in root.glob("*/*") if not path.name.startswith("."))
+    names = sorted(f"{path.parent.name}/{path.name}" for path in files if path.suffix.lower() in EXTENSIONS)
+    if len(files) > len(names):
+        other = next(path for path in files if path.suffix.lower() not in EXTENSIONS)
+        logging.warning("%d files are no videos by their names, such as %s", len(files) - len(names), other)
     if not names:
         raise UserError(f"{root} holds no videos; expected {root}/<class>/<video>{{{','.join(EXTENSIONS)}}}")
     return names

@@ -9,6 +9,7 @@ cores a frame takes the network some 70 ms, decoding and writing it 1 ms, at the
 `filters`: size, write and read speed of HDF5 filters and chunks on the cubes of those videos. pool5 is 90 % zeros.
 """
 
+import os
 import platform
 import statistics
 import tempfile
@@ -100,8 +101,8 @@ def define_flags() -> None:
 def main() -> None:
     args = flags.FLAGS
     network = build_backbone(args.weights)
-    figures = {"machine": platform.platform(), "tensorflow": tf.__version__, "precision": network.precision,
-               "cores": tf.config.threading.get_intra_op_parallelism_threads() or None}  # fmt: skip
+    figures = {"machine": platform.platform(), "cores": os.cpu_count(), "tensorflow": tf.__version__}
+    figures["precision"] = network.precision
     with tempfile.TemporaryDirectory() as folder:
         if not args.videos:
             make_sample(Path(folder) / "sample", train_clips=4, test_clips=2)

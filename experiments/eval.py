@@ -33,7 +33,8 @@ def main() -> None:
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
     evaluate(run_dir, cache, args.subset, args.vote, read_frames)
-    print(f"{run_dir / 'eval' / args.subset}: metrics.json, predictions.csv, confusion.png, attention.png\n")
+    output = run_dir / "eval" / args.subset
+    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
     print(table.markdown([table.read_result(run_dir, args.subset)]))
 
 

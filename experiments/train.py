@@ -106,4 +106,4 @@ def _write_flags(run_dir: Path, config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main, define_flags, "the same command with --resume goes on after the last finished epoch")
