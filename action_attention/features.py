@@ -6,8 +6,8 @@ shards say. A shard holds
 - dataset `videos`: one row per video, fields `VIDEO_FIELDS`; dataset `rejects`: videos that could not be used, and why;
 - attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`.
 
-Chunk and filter were chosen on 406 real J-HMDB cubes by `python -m experiments.benchmark --stages=filters` (times smaller
-than raw float16; MB/s of raw data written, read on one core; all rows in `experiments/results/benchmark.json`):
+Chunk and filter were chosen on 406 real J-HMDB cubes by `python -m experiments.benchmark --stages=filters` (times
+smaller than raw float16; MB/s of raw data written, read; all rows in `experiments/results/benchmark.json`):
 zstd level 1 6.7x, 410, 1061; with shuffle 5.3x, 321, 685; zstd level 3 6.4x, 375, 995; gzip level 4 6.4x, 112, 424; lzf
 4.1x, 252, 377; bitshuffle-lz4 2.2x, 423, 1188. Chunks of 1, 8 and 32 frames read at 811, 1061 and 1140 MB/s: 8 costs
 little when whole videos are read and wastes little when a clip is.
