@@ -140,7 +140,7 @@ def _imagenet_weights() -> list[np.ndarray]:
             failures.append(f"{name}: tensors differ from the known ImageNet weights (sha256)")
             continue
         logging.info("VGG16 ImageNet weights from: %s", name)
-        if not kept.is_file() or name != "cache":
+        if name != "cache":
             _keep(kept, tensors)
         return tensors
     raise UserError(
