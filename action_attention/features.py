@@ -6,18 +6,17 @@ shards say. A shard holds
 - dataset `videos`: one row per video, fields `VIDEO_FIELDS`; dataset `rejects`: videos that could not be used, and why;
 - attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`.
 
-Chunk and filter were chosen on 406 real J-HMDB cubes by `python -m experiments.benchmark --stages=filters` (times
-smaller than raw float16; MB/s of raw data written, read; all rows in `experiments/results/benchmark.json`):
-zstd level 1 6.7x, 410, 1061; with shuffle 5.3x, 321, 685; zstd level 3 6.4x, 375, 995; gzip level 4 6.4x, 112, 424; lzf
-4.1x, 252, 377; bitshuffle-lz4 2.2x, 423, 1188. Chunks of 1, 8 and 32 frames read at 811, 1061 and 1140 MB/s: 8 costs
-little when whole videos are read and wastes little when a clip is.
+Chunk and filter were chosen by `python -m experiments.benchmark --stages=filters` on 406 real J-HMDB cubes, figures in
+`experiments/results/benchmark.json`: zstd level 1 is the smallest (1/6.7 of raw float16) and reads 2.5 times as fast as
+gzip; chunks of 8 frames read nearly as fast as larger ones, and waste less when a clip is read.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 
 import h5py
@@ -73,7 +72,8 @@ class ShardWriter:
         self.path, self._part = path, path.with_suffix(".part")
         self._videos, self._rejects, self._sha256 = [], [], hashlib.sha256()
         self._file = h5py.File(self._part, "w")
-        self._file.attrs.update(settings, software=json.dumps(software), compression=compression)
+        about = {"software": json.dumps(software), "compression": compression}
+        self._file.attrs.update({"schema_version": SCHEMA_VERSION, **settings, **about})
         self._features = self._file.create_dataset(
             "features", (0, *CUBE_SHAPE), np.float16, chunks=(CHUNK_FRAMES, *CUBE_SHAPE), maxshape=(None, *CUBE_SHAPE),
             **FILTERS[compression],
@@ -92,7 +92,7 @@ class ShardWriter:
         self._sha256.update(cubes)
 
     def add_video(self, video: Video) -> None:
-        self._videos.append(tuple(asdict(video).values()))
+        self._videos.append(astuple(video))
 
     def reject(self, name: str, reason: str) -> None:
         self._rejects.append((name, reason))
@@ -125,20 +125,16 @@ class Shard:
                     f"{SCHEMA_VERSION}; extract again into another folder"
                 )
             self.settings = {key: _plain(attributes[key]) for key in SETTINGS}
-            self.software = json.loads(attributes["software"])
             self.sha256 = attributes["features_sha256"]
             self.videos = [Video(*map(_plain, row)) for row in self._file["videos"][:]]
             self.rejects = {_plain(name): _plain(reason) for name, reason in self._file["rejects"][:]}
             self.features = self._file["features"]
         except (OSError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); delete it and run the same extraction again") from error
-        rows = 0
-        for video in self.videos:
-            if video.first_row != rows or video.frames < 1:
-                raise UserError(f"{path} is damaged (its table of videos); delete it and run the extraction again")
-            rows += video.frames
-        if self.features.shape != (rows, *CUBE_SHAPE) or self.features.dtype != np.float16:
-            raise UserError(f"{path} is damaged (features of shape {self.features.shape}, {rows} rows expected)")
+        first_rows = [0, *accumulate(video.frames for video in self.videos)]
+        holds = (self.features.shape, self.features.dtype) == ((first_rows.pop(), *CUBE_SHAPE), np.float16)
+        if not holds or [video.first_row for video in self.videos] != first_rows:
+            raise UserError(f"{path} is damaged (its table of videos); delete it and run the same extraction again")
 
     def compute_sha256(self) -> str:
         """Reads all features and returns the sha256 that `sha256` must equal; empty if they cannot be read."""
@@ -230,16 +226,13 @@ def open_shards(folder: Path) -> list[Shard]:
 
 def write_index(folder: Path, shards: list[Shard], source: Path, complete: bool) -> None:
     """(Re)writes `index.json` and `rejects.json` from the shards; each file is replaced as a whole."""
-    entries = [
+    index = {"settings": shards[0].settings if shards else {}, "source": str(source), "complete": complete}
+    index["shards"] = [
         {"file": s.path.name, "videos": len(s.videos), "frames": len(s.features), "features_sha256": s.sha256}
         for s in shards
     ]
-    settings = shards[0].settings if shards else {}
-    rejects = {name: reason for shard in shards for name, reason in shard.rejects.items()}
-    write_json(folder / "rejects.json", rejects)
-    write_json(
-        folder / "index.json", {"settings": settings, "source": str(source), "complete": complete, "shards": entries}
-    )
+    write_json(folder / "rejects.json", {name: reason for shard in shards for name, reason in shard.rejects.items()})
+    write_json(folder / "index.json", index)
 
 
 def write_json(path: Path, content: object) -> None:

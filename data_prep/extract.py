@@ -8,13 +8,13 @@ an extraction, the next one redoes at most the shard in hand, and the shards are
 
 import fcntl
 import hashlib
-import queue
 import resource
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -25,21 +25,12 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from action_attention.errors import UserError
-from action_attention.features import (
-    FILTERS,
-    SCHEMA_VERSION,
-    FeatureCache,
-    Shard,
-    ShardWriter,
-    Video,
-    open_shards,
-    write_index,
-)  # fmt: skip
+from action_attention.features import FILTERS, FeatureCache, Shard, ShardWriter, Video, open_shards, write_index
 from data_prep import backbone, program
-from data_prep.videos import UnusableVideoError, VideoInfo, VideoReader, list_videos
+from data_prep.videos import UnusableVideoError, VideoReader, list_videos
 
 SHARD_VIDEOS = 64
-BATCH_SIZE = 32
+BATCH_SHAPE = (32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
 QUEUE_BATCHES = 4
 
 
@@ -48,20 +39,17 @@ class VideoEnd:
     """A video's last frame has passed: what is known of it, or why it is rejected."""
 
     name: str
-    last_of_shard: bool
-    info: VideoInfo | None = None
-    file_bytes: int = 0
-    file_sha256: str = ""
+    video: Video | None = None
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """`count` frames (the rest of `frames` is padding) and the videos that end among them, each with its position."""
 
-    frames: np.ndarray
-    count: int
-    ends: list[tuple[int, VideoEnd]]
+    frames: np.ndarray = field(default_factory=lambda: np.zeros(BATCH_SHAPE, np.uint8))
+    count: int = 0
+    ends: list[tuple[int, VideoEnd]] = field(default_factory=list)
 
 
 @dataclass
@@ -84,22 +72,13 @@ def extract(
     compression: str = "zstd",
     shard_videos: int = SHARD_VIDEOS,
 ) -> Summary:
-    """Extracts the features of every video below `videos` that the cache in `features` does not hold yet.
+    """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
-    Args:
-        videos: folder of class folders of video files.
-        features: the cache's folder; made if absent.
-        network: the backbone.
-        fps: sampled frames per second.
-        compression: HDF5 filter, a key of `FILTERS`.
-        shard_videos: videos per shard.
-
-    Raises:
-        UserError: no videos, a damaged cache, or one that was made with other settings or from other files.
+    `fps` is in sampled frames per second, `compression` a key of `FILTERS`. Raises UserError if there are no videos,
+    the cache is damaged or was made with other settings or from other files, or another extraction is writing to it.
     """
     names = list_videos(videos)
     settings = {
-        "schema_version": SCHEMA_VERSION,
         "backbone": "VGG16 block5_pool",
         "weights": network.weights,
         "weights_sha256": network.weights_sha256,
@@ -121,29 +100,27 @@ def extract(
         groups = [todo[first : first + shard_videos] for first in range(0, len(todo), shard_videos)]
         # a deleted shard's number is free, so it is made again under its own name
         paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
-        progress = tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True)
-        batches = in_background(decode_batches(videos, groups, fps))
-        pieces = in_background(_forward(network, batches, summary))
+        last_of_shard = {group[-1] for group in groups}
         writer = None
-        try:
-            for cubes, end in pieces:
-                writer = writer or ShardWriter(next(paths), settings, software, compression)
-                writer.append(cubes)
-                if not end:
-                    continue
-                _finish_video(writer, end, summary)
-                progress.update()
-                progress.set_postfix_str(f"{summary.frames / (time.monotonic() - started):.1f} frames/s")
-                if end.last_of_shard:
-                    writer.commit()
-                    shards.append(Shard(writer.path))
-                    write_index(features, shards, videos.resolve(), complete=False)
-                    writer = None
-        finally:
-            pieces.close()
-            progress.close()
-            if writer:
-                writer.discard()
+        pieces = in_background(_forward(network, in_background(decode_batches(videos, groups, fps)), summary))
+        with closing(pieces), tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True) as progress:
+            try:
+                for cubes, end in pieces:
+                    writer = writer or ShardWriter(next(paths), settings, software, compression)
+                    writer.append(cubes)
+                    if not end:
+                        continue
+                    _finish_video(writer, end, summary)
+                    progress.update()
+                    progress.set_postfix_str(f"{summary.frames / (time.monotonic() - started):.1f} frames/s")
+                    if end.name in last_of_shard:
+                        writer.commit()
+                        shards.append(Shard(writer.path))
+                        write_index(features, shards, videos.resolve(), complete=False)
+                        writer = None
+            finally:
+                if writer:
+                    writer.discard()
         shards.sort(key=lambda shard: shard.path)
         write_index(features, shards, videos.resolve(), complete=True)
         for shard in shards:
@@ -152,68 +129,47 @@ def extract(
     return summary
 
 
-def in_background(items: Iterable) -> Iterator:
+def in_background(items: Generator) -> Generator:
     """Iterates over `items` in a thread of its own, at most QUEUE_BATCHES ahead; errors are raised at the consumer."""
-    ahead: queue.Queue = queue.Queue(QUEUE_BATCHES)
-    stop = threading.Event()
-
-    def put(entry: tuple) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                return ahead.put(entry, timeout=0.1)
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    break
-        except BaseException as error:  # raised again by the consumer
-            put((None, error))
-        else:
-            put((None, StopIteration()))
-        finally:
-            if hasattr(items, "close"):
-                items.close()
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
+    thread, done = ThreadPoolExecutor(max_workers=1), object()
+    ahead = deque(thread.submit(next, items, done) for _ in range(QUEUE_BATCHES))
     try:
-        while True:
-            item, error = ahead.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
+        while (item := ahead.popleft().result()) is not done:
+            ahead.append(thread.submit(next, items, done))
             yield item
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
+        items.close()
 
 
 def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterator[Batch]:
-    """Decodes all videos in order into batches that are full, whatever the videos' lengths."""
-    shape = (BATCH_SIZE, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
-    frames, filled, ends = np.zeros(shape, np.uint8), 0, []
+    """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths."""
+    batch = Batch()
     for group in groups:
+        rows = 0
         for name in group:
-            path, last = videos / name, name == group[-1]
+            path = videos / name
             try:
                 # all that can fail for reasons of the file comes before its first frame is passed on
                 size, sha256 = path.stat().st_size, _file_sha256(path)
                 reader = VideoReader(path, fps, backbone.FRAME_SIZE)
                 for frame in reader:
-                    frames[filled] = frame
-                    filled += 1
-                    if filled == BATCH_SIZE:
-                        yield Batch(frames, filled, ends)
-                        frames, filled, ends = np.zeros(shape, np.uint8), 0, []
-                end = VideoEnd(name, last, reader.info, size, sha256)
+                    batch.frames[batch.count] = frame
+                    batch.count += 1
+                    if batch.count == len(batch.frames):
+                        yield batch
+                        batch = Batch()
+                info = reader.info
+                video = Video(
+                    *name.split("/"), rows, info.sampled_frames, info.fps, info.sampled_fps, info.announced_frames,
+                    info.decoded_frames, info.width, info.height, size, sha256,
+                )  # fmt: skip
+                rows += video.frames
+                batch.ends.append((batch.count, VideoEnd(name, video)))
             except (UnusableVideoError, OSError) as error:
-                end = VideoEnd(name, last, reason=str(error))
-            ends.append((filled, end))
-    if ends:
-        yield Batch(frames, filled, ends)
+                batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))
+    if batch.ends:
+        yield batch
 
 
 def _forward(network: backbone.Backbone, batches: Iterable[Batch], summary: Summary) -> Iterator[tuple]:
@@ -232,21 +188,16 @@ def _forward(network: backbone.Backbone, batches: Iterable[Batch], summary: Summ
 
 def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
     summary.videos += 1
-    if end.reason:
+    if end.video is None:
         summary.rejected += 1
         writer.reject(end.name, end.reason)
         logging.warning("rejected %s: %s", end.name, end.reason)
         return
-    info, frames = end.info, end.info.sampled_frames
-    class_name, file_name = end.name.split("/")
-    video = Video(
-        class_name, file_name, writer.rows - frames, frames, info.fps, info.sampled_fps, info.announced_frames,
-        info.decoded_frames, info.width, info.height, end.file_bytes, end.file_sha256,
-    )  # fmt: skip
-    writer.add_video(video)
-    summary.frames += frames
-    if video.is_short:
-        logging.warning("short: %s decodes %d of %d frames", end.name, info.decoded_frames, info.announced_frames)
+    writer.add_video(end.video)
+    summary.frames += end.video.frames
+    if end.video.is_short:
+        logging.warning("short: %s decodes %d of %d frames", end.name, end.video.decoded_frames,
+                        end.video.announced_frames)  # fmt: skip
 
 
 def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features: Path) -> None:
