@@ -15,6 +15,7 @@ from absl import flags
 from tqdm import tqdm
 
 from action_attention.errors import UserError
+from action_attention.features import write_json
 from data_prep import program, splits
 
 DISTRACTOR_LEVEL = 0.6  # 0 hides the picture, lamp and ball; 1 shows them in full contrast and motion
@@ -57,15 +58,13 @@ def make_sample(
     parameters |= {"frames": frames, "distractor_level": DISTRACTOR_LEVEL}
     videos, boxes_path, parameters_path = output / "videos", output / "boxes.json", output / "sample.json"
     if videos.is_dir() and any(videos.iterdir()):
+        remedy = "delete the folder or choose another"
         boxes = json.loads(boxes_path.read_text()) if boxes_path.is_file() else {}
         if not boxes or not all((videos / video).is_file() for video in boxes):
-            raise UserError(
-                f"{output} holds videos but no finished sample dataset: delete the folder or choose another"
-            )
+            raise UserError(f"{output} holds videos but no finished sample dataset: {remedy}")
         if json.loads(parameters_path.read_text()) != parameters:
-            raise UserError(f"{output} holds a sample with other parameters: delete the folder or choose another")
+            raise UserError(f"{output} holds a sample with other parameters: {remedy}")
         return len(boxes)
-
     boxes, tags = {}, {}
     for tag, (split, count) in enumerate([("train", train_clips), ("test", test_clips)], start=1):
         for index in tqdm(range(count), desc=f"rendering {split} clips", disable=None):
@@ -81,10 +80,8 @@ def make_sample(
                 write_video(videos / video, images)
                 boxes[video], tags[video] = corners, tag
     splits.write_lists(output / "splits", tags)
-    parameters_path.write_text(json.dumps(parameters))
-    partial = boxes_path.with_suffix(".partial")  # boxes.json comes last: it marks the dataset as complete
-    partial.write_text(json.dumps(boxes))
-    partial.replace(boxes_path)
+    write_json(parameters_path, parameters)
+    write_json(boxes_path, boxes)  # comes last: it marks the dataset as complete
     return len(boxes)
 
 
@@ -261,9 +258,7 @@ def extent(parts: list[Part], facing: int) -> np.ndarray:
     return np.array([(x - radii).min(), (x + radii).max(), (y - radii).min(), (y + radii).max()])
 
 
-def draw(
-    image: np.ndarray, parts: list[Part], origin: complex, scale: float, facing: int = 1, opacity: float = 1
-) -> None:
+def draw(image: np.ndarray, parts: list[Part], origin: complex, scale: float, facing=1, opacity=1.0) -> None:
     """Draws parts in order; `origin` is their zero in pixels (y down), `scale` the pixels per unit, -1 mirrors."""
     before = image.copy()
     for points, radii, tint in parts:
@@ -302,12 +297,8 @@ def make_film(rng: np.random.Generator, size: tuple[int, int]) -> Film:
         w, h = rng.uniform(0.12, 0.3, 2)
         draw(image, cuboid(0, w, h, 0.04, colour(rng, (0.15, 0.4), (0.45, 0.7))), spot, height)
     w, h = rng.uniform(0.16, 0.28, 2)
-    picture = []  # frame, sky and ground
-    for base, share, tall, value in (
-        (0, 1, 1, 0.3),
-        (0.08j, 0.84, 0.84, 0.85),
-        (0.08j, 0.84, rng.uniform(0.3, 0.6), 0.5),
-    ):
+    picture, ground = [], rng.uniform(0.3, 0.6)  # frame, sky and ground
+    for base, share, tall, value in (0, 1, 1, 0.3), (0.08j, 0.84, 0.84, 0.85), (0.08j, 0.84, ground, 0.5):
         picture += cuboid(base * h, share * w, tall * h, 0, colour(rng, (0.15, 0.35), (value, value + 0.1)))
     hook = width * rng.uniform(0.1, 0.9) + 1j * height * (rng.uniform(0.18, 0.4) + h / 2)
     draw(image, picture, hook, height, opacity=DISTRACTOR_LEVEL)
