@@ -20,16 +20,15 @@ def define_flags() -> None:
 def main() -> None:
     cache = FeatureCache(Path(flags.FLAGS.features))
     classes = sorted({video.class_name for video in cache.videos.values()})
-    short = [video.name for video in cache.videos.values() if video.is_short]
     print(f"{cache.folder}: {len(cache.videos)} videos of {len(classes)} classes, {cache.frames} frames, "
           f"{len(cache.shards)} shards, {cache.file_bytes / 1e6:.0f} MB")  # fmt: skip
     print(f"source: {cache.source}" + ("" if cache.complete else " (extraction not finished)"))
     for key, value in cache.settings.items():
         print(f"{key}: {value}")
     print(f"classes: {', '.join(classes)}")
-    for name in short:
-        video = cache.videos[name]
-        print(f"short: {name} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
+    for name, video in cache.videos.items():
+        if video.is_short:
+            print(f"short: {name} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
     for name, reason in cache.rejects.items():
         print(f"rejected: {name}: {reason}")
     if flags.FLAGS.verify:

@@ -3,8 +3,7 @@
     python -m experiments.benchmark --output FILE.json [--videos DIR] [--stages extraction,filters]
 
 `extraction`: frames/s of the whole pipeline (decoding, network, compression, writing) against the bare network on the
-same batches, already decoded and in memory. VGG16 bounds it: on two
-cores a frame takes the network some 70 ms, decoding and writing it 1 ms, at the same time.
+same batches, already decoded and in memory. VGG16 bounds it: on two cores a frame takes the network some 70 ms.
 
 `filters`: size, write and read speed of HDF5 filters and chunks on the cubes of those videos. pool5 is 90 % zeros.
 """
@@ -29,14 +28,16 @@ from data_prep.extract import decode_batches, extract
 from data_prep.sample import make_sample
 from data_prep.videos import list_videos
 
-FILTER_CANDIDATES = {
-    "zstd level 1": dict(hdf5plugin.Zstd(clevel=1)),
-    "zstd level 3": dict(hdf5plugin.Zstd(clevel=3)),
-    "zstd level 1, shuffle": {**hdf5plugin.Zstd(clevel=1), "shuffle": True},
-    "gzip level 1": {"compression": "gzip", "compression_opts": 1},
-    "gzip level 4": {"compression": "gzip", "compression_opts": 4},
-    "lzf": {"compression": "lzf"},
-    "bitshuffle lz4": dict(hdf5plugin.Bitshuffle(cname="lz4")),
+ZSTD = dict(hdf5plugin.Zstd(clevel=1))
+CANDIDATES = {
+    "zstd level 1, 8 frames": (8, ZSTD),
+    "zstd level 3, 8 frames": (8, dict(hdf5plugin.Zstd(clevel=3))),
+    "zstd level 1, shuffle, 8 frames": (8, {**ZSTD, "shuffle": True}),
+    "gzip level 1, 8 frames": (8, {"compression": "gzip", "compression_opts": 1}),
+    "gzip level 4, 8 frames": (8, {"compression": "gzip", "compression_opts": 4}),
+    "lzf, 8 frames": (8, {"compression": "lzf"}),
+    "bitshuffle lz4, 8 frames": (8, dict(hdf5plugin.Bitshuffle(cname="lz4"))),
+    **{f"zstd level 1, {frames} frames": (frames, ZSTD) for frames in (1, 4, 16, 32)},
 }
 
 
@@ -45,35 +46,34 @@ def extraction(videos: Path, network: Backbone, rounds: int) -> dict:
     batches = list(decode_batches(videos, [list_videos(videos)], 15.0))
     frames = sum(batch.count for batch in batches)
     network(batches[0].frames)  # builds the graph
-    seconds = {"pipeline": [], "network": []}
+    pipeline, bare = [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            seconds["pipeline"].append(extract(videos, Path(folder), network).seconds)
+            pipeline.append(extract(videos, Path(folder), network).seconds)
         started = time.monotonic()
         for batch in batches:
             network(batch.frames)
-        seconds["network"].append(time.monotonic() - started)
+        bare.append(time.monotonic() - started)
+    ratios = [alone / whole for alone, whole in zip(bare, pipeline, strict=True)]
     return {
         "frames": frames,
-        **{f"{name}_frames_per_second": frames / statistics.median(taken) for name, taken in seconds.items()},
-        "ratios": [bare / whole for bare, whole in zip(seconds["network"], seconds["pipeline"], strict=True)],
-        "ratio": statistics.median(b / w for b, w in zip(seconds["network"], seconds["pipeline"], strict=True)),
+        "pipeline_frames_per_second": frames / statistics.median(pipeline),
+        "network_frames_per_second": frames / statistics.median(bare),
+        "ratios": ratios,
+        "ratio": statistics.median(ratios),
     }
 
 
 def filters(videos: Path, network: Backbone, rounds: int) -> dict:
-    """Ratio to raw float16, MB/s of raw data written and read, for each filter at 8 frames a chunk, and each chunk."""
+    """Ratio to raw float16, MB/s of raw data written and read, of each filter and chunk."""
     with tempfile.TemporaryDirectory() as folder:
         extract(videos, Path(folder), network)
         cache = FeatureCache(Path(folder))
         cubes = np.concatenate([cache.read(name) for name in cache.videos])
         cache.close()
-        candidates = {f"{name}, 8 frames": (8, options) for name, options in FILTER_CANDIDATES.items()}
-        for frames in (1, 4, 16, 32):
-            candidates[f"zstd level 1, {frames} frames"] = (frames, FILTER_CANDIDATES["zstd level 1"])
-        measured = {name: {"ratio": [], "write_mb_s": [], "read_mb_s": []} for name in candidates}
+        measured, megabytes = {name: [] for name in CANDIDATES}, cubes.nbytes / 1e6
         for _ in range(rounds):
-            for name, (frames, options) in candidates.items():
+            for name, (frames, options) in CANDIDATES.items():
                 path = Path(folder) / "filter.h5"
                 started = time.monotonic()
                 with h5py.File(path, "w") as file:
@@ -81,10 +81,11 @@ def filters(videos: Path, network: Backbone, rounds: int) -> dict:
                 written = time.monotonic()
                 with h5py.File(path) as file:
                     file["x"][:]
-                measured[name]["write_mb_s"].append(cubes.nbytes / 1e6 / (written - started))
-                measured[name]["read_mb_s"].append(cubes.nbytes / 1e6 / (time.monotonic() - written))
-                measured[name]["ratio"].append(cubes.nbytes / path.stat().st_size)
-    return {name: {key: statistics.median(values) for key, values in row.items()} for name, row in measured.items()}
+                read = time.monotonic()
+                ratio = cubes.nbytes / path.stat().st_size
+                measured[name].append((ratio, megabytes / (written - started), megabytes / (read - written)))
+    columns = ("ratio", "write_mb_s", "read_mb_s")
+    return {name: dict(zip(columns, np.median(rows, axis=0).tolist(), strict=True)) for name, rows in measured.items()}
 
 
 STAGES = {"extraction": extraction, "filters": filters}

@@ -5,7 +5,6 @@ python -m experiments.table --results FILE.json
 """
 
 import json
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +38,10 @@ def markdown(results: list[dict]) -> str:
         "| data, subset | model | seeds | video top-1 | 95 % interval | top-5 | clip | frame | macro F1 | training |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = {json.dumps([result[key] for key in ROW_KEYS]): None for result in results}
-    rows = sorted(results, key=lambda r: list(order).index(json.dumps([r[key] for key in ROW_KEYS])))
-    for _, group in groupby(rows, key=lambda r: [r[key] for key in ROW_KEYS]):
-        lines.append(_row(list(group)))
+    rows = {}
+    for result in results:
+        rows.setdefault(json.dumps([result[key] for key in ROW_KEYS]), []).append(result)
+    lines += map(_row, rows.values())
     if any(result["weights"] == "random" for result in results):
         lines.append("\nVGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing.")
     return "\n".join(lines)
@@ -50,23 +49,21 @@ def markdown(results: list[dict]) -> str:
 
 def _row(runs: list[dict]) -> str:
     first = runs[0]
-    values = {column: np.array([run[column] for run in runs]) for column in COLUMNS}
-    top1 = values["video_top1"]
-    if len(runs) == 1:
-        low, high = first["video_top1_ci95"]
-    else:
-        margin = stats.t.ppf(0.975, len(runs) - 1) * top1.std(ddof=1) / np.sqrt(len(runs))
-        low, high = top1.mean() - margin, top1.mean() + margin
-    shown = [f"{top1.mean():.1%}" + (f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else "")]
-    shown.append(f"{low:.1%} to {high:.1%}")
-    shown += [f"{values[column].mean():.1%}" for column in COLUMNS[1:]]
+    mean = {name: np.mean([run[name] for run in runs]) for name in (*COLUMNS, "epochs", "seconds")}
+    low, high = first["video_top1_ci95"]
+    spread = ""
+    if len(runs) > 1:
+        deviation = np.std([run["video_top1"] for run in runs], ddof=1)
+        margin = stats.t.ppf(0.975, len(runs) - 1) * deviation / np.sqrt(len(runs))
+        low, high = mean["video_top1"] - margin, mean["video_top1"] + margin
+        spread = f" ± {100 * deviation:.1f}"
     where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
     if first["validation"] == "tutorial":
         where += " (TUTORIAL PROTOCOL: chosen on test videos)"
-    training = (
-        f"{np.mean([run['epochs'] for run in runs]):.0f} epochs, {np.mean([run['seconds'] for run in runs]):.0f} s"
-    )
-    return f"| {where} | {first['model']} | {len(runs)} | {' | '.join(shown)} | {training} |"
+    shown = [where, first["model"], len(runs), f"{mean['video_top1']:.1%}{spread}", f"{low:.1%} to {high:.1%}"]
+    shown += [f"{mean[column]:.1%}" for column in COLUMNS[1:]]
+    shown.append(f"{mean['epochs']:.0f} epochs, {mean['seconds']:.0f} s")
+    return f"| {' | '.join(map(str, shown))} |"
 
 
 def define_flags() -> None:
