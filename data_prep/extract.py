@@ -146,7 +146,7 @@ def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterato
     """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths."""
     batch = Batch()
     for group in groups:
-        rows = 0
+        first_row = 0
         for name in group:
             path = videos / name
             try:
@@ -161,10 +161,10 @@ def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterato
                         batch = Batch()
                 info = reader.info
                 video = Video(
-                    *name.split("/"), rows, info.sampled_frames, info.fps, info.sampled_fps, info.announced_frames,
+                    *name.split("/"), first_row, info.sampled_frames, info.fps, info.sampled_fps, info.announced_frames,
                     info.decoded_frames, info.width, info.height, size, sha256,
                 )  # fmt: skip
-                rows += video.frames
+                first_row += video.frames
                 batch.ends.append((batch.count, VideoEnd(name, video)))
             except (UnusableVideoError, OSError) as error:
                 batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))
@@ -188,16 +188,16 @@ def _forward(network: backbone.Backbone, batches: Iterable[Batch], summary: Summ
 
 def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
     summary.videos += 1
-    if end.video is None:
+    video = end.video
+    if video is None:
         summary.rejected += 1
         writer.reject(end.name, end.reason)
         logging.warning("rejected %s: %s", end.name, end.reason)
         return
-    writer.add_video(end.video)
-    summary.frames += end.video.frames
-    if end.video.is_short:
-        logging.warning("short: %s decodes %d of %d frames", end.name, end.video.decoded_frames,
-                        end.video.announced_frames)  # fmt: skip
+    writer.add_video(video)
+    summary.frames += video.frames
+    if video.is_short:
+        logging.warning("short: %s decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
 
 
 def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features: Path) -> None:

@@ -3,11 +3,11 @@
 python -m data_prep.inspect --features DIR [--verify]
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
 
+from action_attention.errors import UserError
 from action_attention.features import FeatureCache
 from data_prep import program
 
@@ -32,11 +32,11 @@ def main() -> None:
     for name, reason in cache.rejects.items():
         print(f"rejected: {name}: {reason}")
     if flags.FLAGS.verify:
-        bad = [path for path, holds in cache.verify() if not holds]
-        for path in bad:
-            print(f"DAMAGED: {path}: delete it and run the same extraction again", file=sys.stderr)
+        bad = [str(path) for path, holds in cache.verify() if not holds]
         if bad:
-            sys.exit(1)
+            raise UserError(
+                f"damaged by their checksums: {', '.join(bad)}; delete them and run the same extraction again"
+            )
         print(f"verified: all {len(cache.shards)} shards hold what was written")
 
 

@@ -46,22 +46,17 @@ def extraction(videos: Path, network: Backbone, rounds: int) -> dict:
     batches = list(decode_batches(videos, [list_videos(videos)], 15.0))
     frames = sum(batch.count for batch in batches)
     network(batches[0].frames)  # builds the graph
-    pipeline, bare = [], []
+    seconds = {"pipeline": [], "network": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            pipeline.append(extract(videos, Path(folder), network).seconds)
+            seconds["pipeline"].append(extract(videos, Path(folder), network).seconds)
         started = time.monotonic()
         for batch in batches:
             network(batch.frames)
-        bare.append(time.monotonic() - started)
-    ratios = [alone / whole for alone, whole in zip(bare, pipeline, strict=True)]
-    return {
-        "frames": frames,
-        "pipeline_frames_per_second": frames / statistics.median(pipeline),
-        "network_frames_per_second": frames / statistics.median(bare),
-        "ratios": ratios,
-        "ratio": statistics.median(ratios),
-    }
+        seconds["network"].append(time.monotonic() - started)
+    speeds = {f"{name}_frames_per_second": frames / statistics.median(taken) for name, taken in seconds.items()}
+    ratios = [bare / whole for bare, whole in zip(seconds["network"], seconds["pipeline"], strict=True)]
+    return {"frames": frames, **speeds, "ratios": ratios, "ratio": statistics.median(ratios)}
 
 
 def filters(videos: Path, network: Backbone, rounds: int) -> dict:
