@@ -32,11 +32,9 @@ def main() -> None:
     for name, reason in cache.rejects.items():
         print(f"rejected: {name}: {reason}")
     if flags.FLAGS.verify:
-        bad = [str(path) for path, holds in cache.verify() if not holds]
+        bad = ", ".join(str(path) for path, holds in cache.verify() if not holds)
         if bad:
-            raise UserError(
-                f"damaged by their checksums: {', '.join(bad)}; delete them and run the same extraction again"
-            )
+            raise UserError(f"damaged by their checksums: {bad}; delete them and run the same extraction again")
         print(f"verified: all {len(cache.shards)} shards hold what was written")
 
 
