@@ -1,6 +1,6 @@
 """From frames to videos: each frame of a video votes once, the video's class is the mode; accuracies with intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
@@ -28,15 +28,16 @@ class VideoPrediction:
     """What a model says of one video.
 
     `probabilities` `(frames, C)` and `attention` `(frames, F, F)` hold every sampled frame once: a frame that stands in
-    several clips has their mean. `clips` holds each clip's frame probabilities, `loss` its mean cross-entropy per clip.
+    several clips has their mean. `clips` holds each clip's frame probabilities, `loss` its mean cross-entropy per clip;
+    a prediction that was read back from files has neither.
     """
 
     name: str
     label: int
     probabilities: np.ndarray
     attention: np.ndarray
-    clips: list[np.ndarray]
-    loss: float
+    clips: list[np.ndarray] = field(default_factory=list)
+    loss: float | None = None
 
 
 def rank_classes(probabilities: np.ndarray, vote: str = "mode") -> np.ndarray:
