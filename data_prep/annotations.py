@@ -23,7 +23,7 @@ from data_prep.videos import UnusableVideoError, VideoReader
 def find_annotations(videos: Path) -> Path | None:
     """The annotations that lie beside the folder `videos`, as the sample dataset's do."""
     path = videos.parent / "boxes.json"
-    return path if path.is_file() else None
+    return path if videos.is_dir() and path.is_file() else None
 
 
 def actor_reader(annotations: Path, videos: Path, cache: FeatureCache) -> Callable[[str], Actor | None]:
