@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import keras
@@ -16,6 +17,7 @@ from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
 from action_attention.heatmaps import gallery
+from action_attention.localization import localize
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
 
 SUBSETS = ("train", "validation", "test")
@@ -72,7 +74,7 @@ def load_model(run_dir: Path) -> keras.Model:
 
 
 def evaluate(
-    run_dir: Path, cache: FeatureCache, subset: str = "test", vote: str | None = None, read_frames=None
+    run_dir: Path, cache: FeatureCache, subset: str = "test", vote: str | None = None, read_frames=None, read_actor=None
 ) -> dict:
     """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
 
@@ -83,6 +85,8 @@ def evaluate(
         vote: `mode` or `mean`; None for the one that the run was trained with.
         read_frames: name of a video -> its sampled frames, uint8 `(frames, height, width, 3)`, or None where they
             cannot be had; used for `attention.png`.
+        read_actor: name of a video -> the `localization.Actor` in its sampled frames, or None where it is not
+            annotated; used for the metrics under `localization`.
 
     Returns:
         the content of `metrics.json`.
@@ -113,15 +117,49 @@ def evaluate(
         "weights": run["cache"]["settings"]["weights"],
         **summarize(predictions, run["classes"], vote or config["vote"]),
     }
+    if read_actor:
+        metrics["localization"] = localize(predictions, run["classes"], read_actor)
     output = run_dir / "eval" / subset
     output.mkdir(parents=True, exist_ok=True)
+    frames_path = output / "frames.npz"
+    frames_path.unlink(missing_ok=True)  # it comes last: where it is, all files are of one evaluation
     write_json(output / "metrics.json", metrics)
     _write_predictions(output / "predictions.csv", predictions, run["classes"], metrics["vote"])
     (output / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), run["classes"]))
     picture = draw_gallery(predictions, run["classes"], metrics["vote"], read_frames)
     if picture is not None:
         cv2.imwrite(str(output / "attention.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    _write_frames(frames_path, predictions)
     return metrics
+
+
+def read_predictions(run_dir: Path, subset: str = "test") -> list[VideoPrediction]:
+    """What `evaluate` predicted, read back from `predictions.csv` and `frames.npz`, in their order; float32.
+
+    Raises:
+        UserError: the subset has not been evaluated, or the two files do not fit together.
+    """
+    run, _ = read_run(run_dir)
+    folder, remedy = run_dir / "eval" / subset, f'`make eval RUN_DIR={run_dir} ARGS="--subset={subset}"`'
+    if not (folder / "frames.npz").is_file():
+        raise UserError(f"{folder} holds no frames.npz, where an evaluation keeps each frame; make it with {remedy}")
+    try:
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = [
+                (row["video"], run["classes"].index(row["label"]), int(row["frames"])) for row in csv.DictReader(file)
+            ]
+        with (folder / "frames.npz").open("rb") as file, np.load(file) as arrays:
+            attention, probabilities = arrays["attention"], arrays["probabilities"]
+        ends = np.cumsum([frames for *_, frames in rows])
+        expected = (ends[-1], len(run["classes"]))
+        if probabilities.shape != expected or attention.shape[:1] != expected[:1] or attention.ndim != 3:
+            raise ValueError(f"{expected[0]} frames of {expected[1]} classes expected, not {probabilities.shape}")
+    except (OSError, EOFError, KeyError, ValueError, IndexError, BadZipFile) as error:
+        raise UserError(
+            f"the files in {folder} do not fit together ({error}); make them again with {remedy}"
+        ) from error
+    parts = zip(rows, np.split(probabilities, ends[:-1]), np.split(attention, ends[:-1]), strict=True)
+    return [VideoPrediction(name, label, of_class, where) for (name, label, _), of_class, where in parts]
 
 
 def draw_gallery(predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames) -> np.ndarray | None:
@@ -173,3 +211,14 @@ def _write_predictions(path: Path, predictions: list[VideoPrediction], classes: 
                 f"{votes:.4f}", f"{probability:.4f}", len(prediction.probabilities),
                 " ".join(classes[index] for index in ranking[:5]),
             ])  # fmt: skip
+
+
+def _write_frames(path: Path, predictions: list[VideoPrediction]) -> None:
+    """Attention `(N, F, F)` and probabilities `(N, C)`, float32, of all videos' frames in the order of the rows."""
+    part = path.with_suffix(".npz.part")
+    with part.open("wb") as file:
+        np.savez(file, **{
+            key: np.concatenate([getattr(prediction, key) for prediction in predictions]).astype(np.float32)
+            for key in ("attention", "probabilities")
+        })  # fmt: skip
+    part.replace(path)

@@ -1,11 +1,11 @@
 """From frames to videos: each frame of a video votes once, the video's class is the mode; accuracies with intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 from keras import ops
-from scipy.stats import binomtest
+from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score
 
 VOTES = ("mode", "mean")
@@ -28,15 +28,16 @@ class VideoPrediction:
     """What a model says of one video.
 
     `probabilities` `(frames, C)` and `attention` `(frames, F, F)` hold every sampled frame once: a frame that stands in
-    several clips has their mean. `clips` holds each clip's frame probabilities, `loss` its mean cross-entropy per clip.
+    several clips has their mean. `clips` holds each clip's frame probabilities, `loss` its mean cross-entropy per clip;
+    a prediction that was read back from files has neither.
     """
 
     name: str
     label: int
     probabilities: np.ndarray
     attention: np.ndarray
-    clips: list[np.ndarray]
-    loss: float
+    clips: list[np.ndarray] = field(default_factory=list)
+    loss: float | None = None
 
 
 def rank_classes(probabilities: np.ndarray, vote: str = "mode") -> np.ndarray:
@@ -53,8 +54,16 @@ def rank_classes(probabilities: np.ndarray, vote: str = "mode") -> np.ndarray:
 
 def interval95(right: int, count: int) -> list[float]:
     """Wilson's 95 % interval of an accuracy of `right` out of `count`."""
-    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    interval = stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def mean_interval95(values: np.ndarray) -> list[float] | None:
+    """The 95 % interval of the mean of `values` by Student's t; None for a single value, which tells no spread."""
+    if len(values) < 2:
+        return None
+    margin = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - margin), float(values.mean() + margin)]
 
 
 def summarize(predictions: list[VideoPrediction], classes: list[str], vote: str = "mode") -> dict:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from scipy import stats
 
 from action_attention.errors import UserError
 from action_attention.evaluation import read_run
 from action_attention.features import write_json
+from action_attention.metrics import mean_interval95
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
@@ -50,13 +50,9 @@ def markdown(results: list[dict]) -> str:
 def _row(runs: list[dict]) -> str:
     first = runs[0]
     mean = {name: np.mean([run[name] for run in runs]) for name in (*COLUMNS, "epochs", "seconds")}
-    low, high = first["video_top1_ci95"]
-    spread = ""
-    if len(runs) > 1:
-        deviation = np.std([run["video_top1"] for run in runs], ddof=1)
-        margin = stats.t.ppf(0.975, len(runs) - 1) * deviation / np.sqrt(len(runs))
-        low, high = mean["video_top1"] - margin, mean["video_top1"] + margin
-        spread = f" ± {100 * deviation:.1f}"
+    top1 = np.array([run["video_top1"] for run in runs])
+    low, high = mean_interval95(top1) or first["video_top1_ci95"]
+    spread = f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else ""
     where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
     if first["validation"] == "tutorial":
         where += " (TUTORIAL PROTOCOL: chosen on test videos)"

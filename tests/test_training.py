@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from action_attention import training
 from action_attention.clips import Clips
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate, load_model, predict_videos
+from action_attention.evaluation import evaluate, load_model, predict_videos, read_predictions
 from action_attention.features import FeatureCache
 from action_attention.models import MODEL_NAMES
 from action_attention.training import TrainConfig, train
@@ -102,6 +103,47 @@ def test_evaluation_agrees_with_its_files(finished, cache):
     assert np.mean([int(row["right"]) for row in rows]) == pytest.approx(metrics["video_top1"])
     assert [int(row["frames"]) for row in rows] == [cache.videos[row["video"]].frames for row in rows]
     assert (output / "confusion.png").read_bytes()[:4] == (output / "attention.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_predictions_come_back_from_the_files(finished, cache, split):
+    """Every frame's attention and probabilities, as the model gave them, in float32."""
+    run_dir, run, _ = finished
+    clips = Clips(cache, split["test"], run["classes"], 6)
+    given, read = predict_videos(load_model(run_dir), clips, 4), read_predictions(run_dir, "test")
+    assert [(p.name, p.label) for p in read] == [(p.name, p.label) for p in given]
+    for ours, theirs in zip(read, given, strict=True):
+        assert ours.attention.dtype == ours.probabilities.dtype == np.float32
+        np.testing.assert_allclose(ours.attention, theirs.attention, rtol=1e-5)
+        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-5)
+
+
+def test_predictions_that_are_absent_or_do_not_fit_are_refused(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    folder = run_dir / "eval" / "test"
+    with pytest.raises(UserError, match=r"holds no frames\.npz.*make eval RUN_DIR=\S+ ARGS=.--subset=train"):
+        read_predictions(run_dir, "train")
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    for damage in (lines[:-1], lines[:1], [line.replace("nod", "swim") for line in lines]):
+        (folder / "predictions.csv").write_text("\n".join(damage))
+        with pytest.raises(UserError, match=r"do not fit together .*make them again with `make eval"):
+            read_predictions(run_dir)
+    (folder / "predictions.csv").write_text("\n".join(lines))
+    whole = (folder / "frames.npz").read_bytes()
+    for damage in (whole[: len(whole) // 2], b"PK", b""):
+        (folder / "frames.npz").write_bytes(damage)
+        with pytest.raises(UserError, match="do not fit together"):
+            read_predictions(run_dir)
+
+
+def test_an_evaluation_that_dies_leaves_no_frames_of_an_earlier_one(finished, cache, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    monkeypatch.setattr("action_attention.evaluation.confusion_png", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(run_dir, cache, "test")
+    with pytest.raises(UserError, match=r"holds no frames\.npz"):
+        read_predictions(run_dir, "test")
 
 
 def test_the_best_epoch_is_chosen_on_validation_videos_and_kept(finished, cache, split):
