@@ -1,11 +1,17 @@
 """ALSTM, ConvALSTM and the controls: clips of feature cubes in, every frame's class and where it looked out."""
 
+import math
+
 import keras
 from keras import ops
 
-from action_attention.layers import AttentionConvLSTM, AttentionLSTM, MeanPooling
+from action_attention.layers import AttentionConvLSTM, AttentionLSTM, MeanPooling, sqrt_l2, with_motion
 
 MODEL_NAMES = ("alstm", "conv_alstm", "avg_lstm", "max_lstm", "softmax")
+NORMALIZATIONS = ("none", "sqrt_l2")
+MOTIONS = ("none", "difference")
+HEADS = ("flatten", "conv", "pool")
+CONV_HEAD_FILTERS = 64
 
 
 class ActionModel(keras.Model):
@@ -16,6 +22,10 @@ class ActionModel(keras.Model):
         lstm_units: U, LSTM units or ConvLSTM filters.
         dropout: rate at every fully connected layer.
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
+        normalize: `none`, or `sqrt_l2` (`layers.sqrt_l2`) for the features.
+        motion: `none`, or `difference` to append how much each cube differs from the one before it.
+        head: how hidden maps become what the classifier sees (ConvALSTM; hidden vectors go there as they are):
+            `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
 
     Call arguments:
         inputs: `{"features": (B, T, F, F, D) float, "mask": (B, T) bool}`; the mask is true for real frames.
@@ -24,16 +34,34 @@ class ActionModel(keras.Model):
         `{"logits": (B, T, C), "attention": (B, T, F, F)}`, float32; the maps of padded frames are zero.
     """
 
-    def __init__(self, classes, lstm_units=512, dropout=0.5, weight_decay=0.0, **kwargs):
+    def __init__(
+        self,
+        classes,
+        lstm_units=512,
+        dropout=0.5,
+        weight_decay=0.0,
+        normalize="none",
+        motion="none",
+        head="flatten",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        for value, allowed in ((normalize, NORMALIZATIONS), (motion, MOTIONS), (head, HEADS)):
+            if value not in allowed:
+                raise ValueError(f"one of {', '.join(allowed)} is expected. Received: {value!r}")
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
+            "normalize": normalize, "motion": motion, "head": head,
         }  # fmt: skip
         self.core = self.make_core(lstm_units, dropout, weight_decay, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         # float32 under mixed precision too: the loss is a logarithm of these
         self.classifier = keras.layers.Dense(classes, kernel_regularizer=decay, dtype="float32", name="classifier")
+        if head == "conv":
+            self.head = keras.layers.Conv2D(
+                CONV_HEAD_FILTERS, 3, activation="relu", kernel_regularizer=decay, dtype=self.dtype_policy, name="head"
+            )
 
     def make_core(self, lstm_units, dropout, weight_decay, dtype):
         """The layer that this model consists of."""
@@ -41,12 +69,23 @@ class ActionModel(keras.Model):
 
     def call(self, inputs, training=None):
         features, mask = inputs["features"], inputs["mask"]
+        if self._settings["normalize"] == "sqrt_l2":
+            features = sqrt_l2(features)
+        if self._settings["motion"] == "difference":
+            features = with_motion(features)
         hidden, attention = self.core(features, mask, training=training)
-        size = 1
-        for axis in hidden.shape[2:]:
-            size *= axis
-        hidden = ops.reshape(hidden, (-1, hidden.shape[1], size))
+        if len(hidden.shape) == 5:
+            hidden = self._vectors(hidden, training)
         return {"logits": self.classifier(self.dropout(hidden, training=training)), "attention": attention}
+
+    def _vectors(self, maps, training):
+        """Hidden maps `(B, T, F, F, U)` as the vectors of frames that the classifier sees, `(B, T, size)`."""
+        if self._settings["head"] == "pool":
+            return ops.mean(maps, axis=(2, 3))
+        frames = maps.shape[1]
+        if self._settings["head"] == "conv":
+            maps = self.head(self.dropout(ops.reshape(maps, (-1, *maps.shape[2:])), training=training))
+        return ops.reshape(maps, (-1, frames, math.prod(maps.shape[-3:])))
 
     def get_config(self):
         return {**super().get_config(), **self._settings}
@@ -95,8 +134,10 @@ class SoftmaxRegression(ActionModel):
 _MODELS = dict(zip(MODEL_NAMES, (ALSTM, ConvALSTM, AverageLSTM, MaxLSTM, SoftmaxRegression), strict=True))
 
 
-def build_model(name, classes, lstm_units=512, dropout=0.5, weight_decay=0.0, *, cube_shape=(7, 7, 512)):
-    """A model by its name (`MODEL_NAMES`), with its variables made. Raises ValueError for an unknown name.
+def build_model(name, classes, lstm_units=512, dropout=0.5, weight_decay=0.0, *, cube_shape=(7, 7, 512), **settings):
+    """A model by its name (`MODEL_NAMES`), with its variables made; `settings` are `ActionModel`'s further ones.
+
+    Raises ValueError for an unknown name or setting.
 
     Example:
 
@@ -106,6 +147,6 @@ def build_model(name, classes, lstm_units=512, dropout=0.5, weight_decay=0.0, *,
     """
     if name not in _MODELS:
         raise ValueError(f"the models are {', '.join(MODEL_NAMES)}. Received: name={name!r}")
-    model = _MODELS[name](classes, lstm_units, dropout, weight_decay, name=name)
+    model = _MODELS[name](classes, lstm_units, dropout, weight_decay, name=name, **settings)
     model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool")})  # no weight depends on T
     return model

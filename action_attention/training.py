@@ -37,6 +37,9 @@ class TrainConfig:
     dropout: float = 0.5
     attention_penalty: float = 0.0
     weight_decay: float = 0.0
+    normalize: str = "none"
+    motion: str = "none"
+    head: str = "flatten"
     learning_rate: float = 1e-4
     epochs: int = 100
     patience: int = 5
@@ -53,6 +56,10 @@ class TrainConfig:
             "conv_alstm": {"lstm_units": 256, "epochs": 20, "patience": 3},
         }
         given = {key: value for key, value in overrides.items() if value is not None}
+        if given.get("head", "flatten") != "flatten" and model != "conv_alstm":
+            raise UserError(
+                f"--head={given['head']} is for conv_alstm; the hidden states of {model} are vectors already"
+            )
         return cls(model, **{**table.get(model, {}), **given})
 
 
@@ -139,7 +146,10 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32")
     try:
-        return build_model(config.model, classes, config.lstm_units, config.dropout, config.weight_decay)
+        return build_model(
+            config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
+            normalize=config.normalize, motion=config.motion, head=config.head,
+        )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)
 
@@ -253,9 +263,9 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
         raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
     there = json.loads((run_dir / "run.json").read_text())
     for key, value in run["config"].items():
-        if key not in ("epochs", "patience") and there["config"][key] != value:
+        if key not in ("epochs", "patience") and there["config"].get(key) != value:
             raise UserError(
-                f"{run_dir} was trained with {key}={there['config'][key]}, now {key}={value} is asked for; "
+                f"{run_dir} was trained with {key}={there['config'].get(key)}, now {key}={value} is asked for; "
                 "resume with the same settings, or give another --run_dir"
             )
     if there["cache"]["fingerprint"] != run["cache"]["fingerprint"]:

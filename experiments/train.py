@@ -12,11 +12,16 @@ from absl import flags
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
 from action_attention.metrics import VOTES
-from action_attention.models import MODEL_NAMES
+from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
 from action_attention.training import TrainConfig, train
 from data_prep import program
 from data_prep.splits import VALIDATIONS, make_split, make_tags, read_lists, write_lists
 from data_prep.videos import frame_reader
+
+
+def _one_of(values):
+    return lambda name, default, text: flags.DEFINE_enum(name, default, values, text)
+
 
 HYPER_PARAMETERS = {
     "clip_length": (flags.DEFINE_integer, "frames per clip, T [30]"),
@@ -26,6 +31,9 @@ HYPER_PARAMETERS = {
     "dropout": (flags.DEFINE_float, "at all fully connected layers, dt [0.5]"),
     "attention_penalty": (flags.DEFINE_float, "lambda [alstm 0.5; others 0]"),
     "weight_decay": (flags.DEFINE_float, "omega [0]"),
+    "normalize": (_one_of(NORMALIZATIONS), "of the features: square root and L2 norm [none]"),
+    "motion": (_one_of(MOTIONS), "append each cube's difference from the one before [none]"),
+    "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
     "patience": (flags.DEFINE_integer, "epochs without better validation before stopping [5; conv_alstm 3]"),

@@ -8,7 +8,7 @@ from scipy.signal import correlate
 from scipy.special import expit as sigmoid
 from scipy.special import softmax
 
-from action_attention.layers import AttentionConvLSTM, AttentionLSTM
+from action_attention.layers import AttentionConvLSTM, AttentionLSTM, neighbourhoods, sqrt_l2, with_motion
 
 FRAMES, SIDE, CHANNELS, UNITS = 30, 3, 5, 4
 
@@ -183,3 +183,30 @@ def test_padding_changes_nothing_on_real_frames_and_looks_nowhere(make, clip):
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="Received: pooling='median'"):
         AttentionLSTM(4, pooling="median")
+
+
+def test_sqrt_l2_takes_signed_roots_and_gives_every_frame_the_same_norm():
+    features = np.random.default_rng(0).normal(size=(2, 3, 7, 7, 5)).astype("float32") * 100
+    normalized = np.array(sqrt_l2(features))
+    np.testing.assert_allclose(np.mean(normalized**2, axis=(2, 3, 4)), 1, rtol=1e-4)
+    rooted = np.sign(features) * np.sqrt(np.abs(features))
+    scale = normalized[1, 2] / rooted[1, 2]
+    np.testing.assert_allclose(scale, scale[0, 0, 0], rtol=1e-4)
+    assert np.all(np.array(sqrt_l2(np.zeros((1, 1, 7, 7, 5), "float32"))) == 0)
+
+
+def test_motion_is_the_absolute_difference_from_the_cube_before_and_zero_for_the_first():
+    features = np.random.default_rng(0).normal(size=(2, 4, 3, 3, 5)).astype("float32")
+    moved = np.array(with_motion(features))
+    np.testing.assert_array_equal(moved[..., :5], features)
+    np.testing.assert_array_equal(moved[:, 0, ..., 5:], 0)
+    np.testing.assert_array_equal(moved[:, 1:, ..., 5:], np.abs(np.diff(features, axis=1)))
+
+
+def test_neighbourhoods_are_the_patches_of_a_padded_map():
+    maps = np.random.default_rng(0).normal(size=(4, 5, 2)).astype("float32")
+    padded = np.pad(maps, ((1, 1), (1, 1), (0, 0)))
+    around = (neighbourhoods(4, 5) @ maps.reshape(20, 2)).reshape(4, 5, 3, 3, 2)
+    for row in range(4):
+        for column in range(5):
+            np.testing.assert_array_equal(around[row, column], padded[row : row + 3, column : column + 3])

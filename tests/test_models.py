@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from action_attention.models import MODEL_NAMES, build_model
+from action_attention.models import CONV_HEAD_FILTERS, MODEL_NAMES, build_model
 
 # logits[0, -1] of each model, seeded as in `golden`: they guard against a silent change of a forward pass
 GOLDEN = {
@@ -79,3 +79,45 @@ def test_golden_outputs(name):
 def test_an_unknown_model_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"alstm, conv_alstm, avg_lstm, max_lstm, softmax\. Received: name='lstm'"):
         build_model("lstm", 4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"normalize": "sqrt_l2", "motion": "difference"}, {"head": "conv"}, {"head": "pool"}]
+)
+def test_further_settings_survive_saving(settings, tmp_path):
+    model = build_model("conv_alstm", 4, 8, **settings)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(model(clips())["logits"], loaded(clips())["logits"])
+    assert loaded.get_config().items() >= settings.items()
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_normalized_features_have_no_scale(name):
+    model, inputs = build_model(name, 4, 8, normalize="sqrt_l2"), clips()
+    brighter = {**inputs, "features": inputs["features"] * np.float16(4)}
+    np.testing.assert_allclose(model(inputs)["logits"], model(brighter)["logits"], atol=1e-5)
+    plain = build_model(name, 4, 8)
+    assert np.abs(plain(inputs)["logits"] - plain(brighter)["logits"]).max() > 1e-3
+
+
+def test_motion_lets_a_model_without_memory_see_that_something_moves():
+    inputs = clips()
+    still = {**inputs, "features": np.repeat(inputs["features"][:, :1], 6, axis=1)}
+    model = build_model("softmax", 4, 8, motion="difference")
+    logits = np.array(model(still)["logits"])
+    np.testing.assert_allclose(logits, logits[:, :1].repeat(6, axis=1), atol=1e-5)
+    moving = {**inputs, "features": np.concatenate([inputs["features"][:, 1:2], still["features"][:, 1:]], axis=1)}
+    logits = np.array(model(moving)["logits"])  # frames 1 and 2 show the same picture, but 1 differs from frame 0
+    np.testing.assert_allclose(logits[:, 2], logits[:, 3], atol=1e-5)
+    assert np.abs(logits[:, 1] - logits[:, 2]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("head", "inputs"), [("flatten", 7 * 7 * 8), ("pool", 8), ("conv", 5 * 5 * CONV_HEAD_FILTERS)])
+def test_heads_decide_what_the_classifier_sees(head, inputs):
+    assert build_model("conv_alstm", 4, 8, head=head).classifier.kernel.shape == (inputs, 4)
+
+
+def test_an_unknown_setting_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"flatten, conv, pool.*Received: 'mean'"):
+        build_model("conv_alstm", 4, head="mean")
