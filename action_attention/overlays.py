@@ -91,7 +91,8 @@ def gallery(
         chosen = np.linspace(0, len(frames) - 1, columns).round().astype(int)
         drawn = draw_overlays(frames, prediction, classes, vote, width=width, only=chosen)
         pictures = dict(zip(np.unique(chosen), drawn, strict=True))  # fewer than `columns` where the video is shorter
-        lines.append(np.concatenate([pictures[number] for number in chosen], axis=1))
+        gap = ((0, 4), (0, 4), (0, 0))
+        lines.append(np.concatenate([np.pad(pictures[n], gap, constant_values=255) for n in chosen], axis=1))
     return np.concatenate(lines)
 
 

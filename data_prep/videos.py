@@ -22,7 +22,10 @@ class UnusableVideoError(ValueError):
 
 @dataclass
 class VideoInfo:
-    """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far."""
+    """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far.
+
+    `sample_time` is that of the last sampled frame, in seconds after the file's first frame.
+    """
 
     fps: float
     announced_frames: int
@@ -31,6 +34,7 @@ class VideoInfo:
     decoded_frames: int = 0
     sampled_frames: int = 0
     duration: float = 0.0
+    sample_time: float = 0.0
 
     @property
     def sampled_fps(self) -> float:
@@ -92,6 +96,7 @@ class VideoReader:
                     continue
                 next_sample = (math.floor((time + TIME_SLACK) * self.fps) + 1) / self.fps
                 info.sampled_frames += 1
+                info.sample_time = time - start
                 if self.size:
                     frame = cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
