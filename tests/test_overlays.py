@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from action_attention.evaluation import draw_gallery
 from action_attention.metrics import VideoPrediction
 from action_attention.overlays import (
     BACKGROUND,
@@ -176,6 +177,24 @@ def test_a_gallery_is_annotated_frames_from_the_first_to_the_last():
         expected.append(np.concatenate([np.pad(drawn[n], ((0, 4), (0, 4), (0, 0)), constant_values=255)
                                         for n in chosen], axis=1))  # fmt: skip
     np.testing.assert_array_equal(picture, np.concatenate(expected))
+
+
+def test_the_gallery_of_every_epoch_has_the_same_videos():
+    """Whatever the model says: the first video of up to six classes, which depends on the videos alone."""
+    classes = [f"class{number}" for number in range(9)]
+    names = [f"{name}/{film}.avi" for name in classes for film in range(3)]
+    drawn = []
+    for seed in range(3):
+        random, read = np.random.default_rng(seed), []
+        predictions = [
+            VideoPrediction(name, number // 3, random.dirichlet(np.ones(9), 4), random.random((4, 7, 7)), [], 0.0)
+            for number, name in enumerate(names)
+        ]
+        picture = draw_gallery(predictions, classes, "mode", lambda name: read.append(name) or np.stack([GREY] * 4))  # noqa: B023
+        drawn.append((read, picture))
+    assert drawn[0][0] == drawn[1][0] == drawn[2][0] == [f"class{number}/0.avi" for number in range(6)]
+    assert drawn[0][1].shape == drawn[1][1].shape
+    assert not np.array_equal(drawn[0][1], drawn[1][1])
 
 
 def moving(frames):

@@ -14,6 +14,8 @@ from conftest import small_network, write_video
 
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
+from action_attention.features import FeatureCache
+from action_attention.metrics import rank_classes
 from action_attention.training import TrainConfig, train
 from experiments.predict import predict
 
@@ -24,13 +26,12 @@ ODD_NAME = '#&()!\'+ "größe" %d $HOME $(error x);`x`.avi'
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_folder):
     """An ALSTM of one epoch, evaluated on all videos of the cache."""
-    from action_attention.features import FeatureCache  # noqa: PLC0415
-
     folder = tmp_path_factory.mktemp("runs") / "run"
     cache = FeatureCache(cache_folder)
     names = sorted(cache.videos)
     config = TrainConfig.for_model("alstm", clip_length=6, clip_stride=4, batch_size=4, lstm_units=8, epochs=1)
-    train(config, cache, {"train": names, "validation": [], "test": names}, folder)
+    train(config, cache, {"train": names, "validation": [], "test": names}, folder,
+          about={"dataset": "tiny", "split": 1, "validation": "none"})  # fmt: skip
     evaluate(folder, cache)
     cache.close()
     return folder
@@ -46,15 +47,15 @@ def test_a_video_of_the_dataset_gets_the_decision_that_eval_made_of_its_cached_f
     network, expected = small_network(), decisions(run_dir)
     for name in sorted(expected)[::3]:
         video, prediction = predict(run_dir, videos / name, tmp_path, network=network)
-        ranking = [classes[index] for index in np.argsort(-prediction.probabilities.mean(axis=0))]
+        ranking = [classes[index] for index in rank_classes(prediction.probabilities)]
         wins = prediction.probabilities.argmax(axis=1)
-        best = classes.index(expected[name]["predicted"])
-        assert np.bincount(wins, minlength=3).max() == (wins == best).sum()
+        best = classes.index(ranking[0])
+        assert ranking[0] == expected[name]["predicted"]
         assert f"{(wins == best).mean():.4f}" == expected[name]["votes"]
         assert f"{prediction.probabilities[:, best].mean():.4f}" == expected[name]["probability"]
         assert video.frames == int(expected[name]["frames"]) == len(prediction.attention)
         assert (prediction.label, prediction.loss) == (None, None)
-        assert set(ranking) == set(expected[name]["top5"].split())
+        assert " ".join(ranking) == expected[name]["top5"]
     assert not list(tmp_path.iterdir())  # the temporary cache is gone
 
 
@@ -135,8 +136,6 @@ def test_make_predict_of_a_file_with_every_punctuation_in_its_name(run_dir, tmp_
     ("video", "arguments", "sentence"),
     [
         ("absent.avi", "", "--video={}/absent.avi is not a file; give a video file"),
-        ("", "", "--video={}/ is not a file; give a video file"),
-        ("junk.avi", "", "{}/junk.avi cannot be used (cannot be opened as a video); give a video that FFmpeg can"),
         ("junk.avi", "--label=fly", "the model knows no class fly; its classes are leap, nod, spin"),
     ],
 )
