@@ -71,22 +71,16 @@ def extract(
     fps: float = 15.0,
     compression: str = "zstd",
     shard_videos: int = SHARD_VIDEOS,
+    names: list[str] | None = None,
 ) -> Summary:
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
-    `fps` is in sampled frames per second, `compression` a key of `FILTERS`. Raises UserError if there are no videos,
-    the cache is damaged or was made with other settings or from other files, or another extraction is writing to it.
+    `fps` is in sampled frames per second, `compression` a key of `FILTERS`; `names` chooses among the videos. Raises
+    UserError if there are no videos, the cache is damaged or was made with other settings or from other files, or
+    another extraction is writing to it.
     """
-    names = list_videos(videos)
-    settings = {
-        "backbone": "VGG16 block5_pool",
-        "weights": network.weights,
-        "weights_sha256": network.weights_sha256,
-        "precision": network.precision,
-        "preprocessing": backbone.PREPROCESSING,
-        "resize": f"{backbone.FRAME_SIZE}x{backbone.FRAME_SIZE} bilinear",
-        "fps": float(fps),
-    }
+    names = list_videos(videos) if names is None else names
+    settings = cache_settings(network, fps)
     software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin")}
     software["opencv"] = cv2.__version__
     summary, started = Summary(), time.monotonic()
@@ -101,18 +95,19 @@ def extract(
         # a deleted shard's number is free, so it is made again under its own name
         paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
         last_of_shard = {group[-1] for group in groups}
-        writer = None
+        writer, frames = None, 0
         pieces = in_background(_forward(network, in_background(decode_batches(videos, groups, fps)), summary))
         with closing(pieces), tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True) as progress:
             try:
                 for cubes, end in pieces:
                     writer = writer or ShardWriter(next(paths), settings, software, compression)
                     writer.append(cubes)
+                    frames += len(cubes)
+                    progress.set_postfix_str(f"{frames} frames, {frames / (time.monotonic() - started):.1f} frames/s")
                     if not end:
                         continue
                     _finish_video(writer, end, summary)
                     progress.update()
-                    progress.set_postfix_str(f"{summary.frames / (time.monotonic() - started):.1f} frames/s")
                     if end.name in last_of_shard:
                         writer.commit()
                         shards.append(Shard(writer.path))
@@ -127,6 +122,19 @@ def extract(
             shard.close()
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def cache_settings(network: backbone.Backbone, fps: float) -> dict:
+    """What a cache says of how its features were made (`features.SETTINGS`)."""
+    return {
+        "backbone": "VGG16 block5_pool",
+        "weights": network.weights,
+        "weights_sha256": network.weights_sha256,
+        "precision": network.precision,
+        "preprocessing": backbone.PREPROCESSING,
+        "resize": f"{backbone.FRAME_SIZE}x{backbone.FRAME_SIZE} bilinear",
+        "fps": float(fps),
+    }
 
 
 def in_background(items: Generator) -> Generator:
