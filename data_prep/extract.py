@@ -7,7 +7,6 @@ an extraction, the next one redoes at most the shard in hand, and the shards are
 """
 
 import fcntl
-import hashlib
 import queue
 import resource
 import threading
@@ -36,7 +35,7 @@ from action_attention.features import (
     write_index,
 )  # fmt: skip
 from data_prep import backbone, program
-from data_prep.videos import UnusableVideoError, VideoInfo, VideoReader, list_videos
+from data_prep.videos import UnusableVideoError, VideoInfo, VideoReader, file_sha256, list_videos
 
 SHARD_VIDEOS = 64
 BATCH_SIZE = 32
@@ -200,7 +199,7 @@ def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterato
             path, last = videos / name, name == group[-1]
             try:
                 # all that can fail for reasons of the file comes before its first frame is passed on
-                size, sha256 = path.stat().st_size, _file_sha256(path)
+                size, sha256 = path.stat().st_size, file_sha256(path)
                 reader = VideoReader(path, fps, backbone.FRAME_SIZE)
                 for frame in reader:
                     frames[filled] = frame
@@ -276,14 +275,6 @@ def _lock(features: Path) -> Iterator[None]:
         for part in features.glob("*.part"):
             part.unlink()
         yield
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def define_flags() -> None:
