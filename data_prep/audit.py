@@ -14,12 +14,11 @@ The thresholds were measured on J-HMDB (928 videos of 336 films), percentiles of
 | 1,937 pairs of the same film | 0.02 | 0.44 | 0.51 | 0.53 |
 | 8,000 pairs of different films (smallest 0.36) | 0.41 | 0.46 | 0.52 | 0.57 |
 
-Below `COPY` it is the same recording; below `SAME_SHOT` at least the same shot (or a trimmed copy with much motion).
+Up to `COPY` it is the same recording, up to `SAME_SHOT` at least the same shot, or a trimmed copy with much motion.
 Cropped copies lie between 0.16 and 0.35 and are found in part, mirrored ones are not.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -33,16 +32,8 @@ from data_prep import program
 from data_prep.splits import SUBSETS, TRAIN, UNUSED, copies_across, match_names, read_lists, source_of
 from data_prep.videos import UnusableVideoError, VideoReader, file_sha256, list_videos
 
-COPY, SAME_SHOT = 0.125, 0.25
+COPY, SAME_SHOT = 0.1, 0.25
 HASH_SIDE = 16
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """A video's sha256 and the hash of each of its sampled frames, bool `(frames, 256)`."""
-
-    sha256: str
-    hashes: np.ndarray
 
 
 def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: int = 30) -> dict:
@@ -59,53 +50,55 @@ def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: in
     """
     there = list_videos(videos)
     tags = match_names(tags, there)
-    used = sorted(name for name, tag in tags.items() if tag != UNUSED)
-    prints, unreadable = {}, {}
-    for name in tqdm(sorted(set(used) & set(there)), unit="video", disable=None, dynamic_ncols=True):
+    used = {name for name, tag in tags.items() if tag != UNUSED}
+    sha256, hashes, unreadable = {}, {}, {}
+    for name in tqdm(sorted(used & set(there)), unit="video", disable=None, dynamic_ncols=True):
         try:
-            prints[name] = Fingerprint(
-                file_sha256(videos / name), np.stack([*map(_hash, VideoReader(videos / name, fps, None))])
-            )
+            hashes[name] = np.stack([frame_hash(frame) for frame in VideoReader(videos / name, fps, size=None)])
+            sha256[name] = file_sha256(videos / name)
         except UnusableVideoError as error:
             unreadable[name] = str(error)
-    train = [name for name in prints if tags[name] == TRAIN]
-    held_out = [name for name in prints if tags[name] != TRAIN]
+    train = [name for name in hashes if tags[name] == TRAIN]
+    held_out = [name for name in hashes if tags[name] != TRAIN]
     if not train or not held_out:
-        raise UserError(
-            f"of the split {len(train)} training and {len(held_out)} other videos are in {videos}; is it the right folder?"
-        )
-    exact = copies_across({"train": train, "held out": held_out}, {name: prints[name].sha256 for name in prints})
-    near = [pair for pair in near_duplicates(prints, train, held_out) if tuple(pair[:2]) not in exact]
+        raise UserError(f"{videos} has {len(train)} training and {len(held_out)} other videos of the split")
+    exact = copies_across({"train": train, "held out": held_out}, sha256)
+    near = [pair for pair in near_duplicates(hashes, train, held_out) if pair[:2] not in exact]
     films = [Counter(map(source_of, names)) for names in (train, held_out)]
+    classes = {}
+    for name in hashes:
+        classes.setdefault(name.split("/")[0], Counter())[SUBSETS[tags[name]]] += 1
     return {
         "videos": str(videos),
-        "counts": {subset: sum(tags[name] == tag for name in prints) for subset, tag in SUBSETS.items() if tag != UNUSED},
-        "unused": sum(tag == UNUSED for tag in tags.values()),
-        "missing": sorted(set(used) - set(there)),
+        "unused": len(tags) - len(used),
+        "classes": classes,
+        "missing": sorted(used.difference(there)),
         "unlisted": sorted(set(there) - tags.keys()),
         "unreadable": unreadable,
-        "classes": _per_class(prints, tags),
         "exact_duplicates": exact,
         "near_duplicates": [pair for pair in near if pair[2] <= COPY],
         "same_shot": [pair for pair in near if pair[2] > COPY],
         "films_on_both_sides": {film: [films[0][film], films[1][film]] for film in sorted(films[0].keys() & films[1])},
-        "too_short": {name: len(prints[name].hashes) for name in prints if len(prints[name].hashes) < clip_length},
+        "too_short": {name: len(of_video) for name, of_video in hashes.items() if len(of_video) < clip_length},
         "fps": fps,
         "clip_length": clip_length,
     }  # fmt: skip
 
 
 def near_duplicates(
-    prints: dict[str, Fingerprint], train: list[str], held_out: list[str]
+    hashes: dict[str, np.ndarray], train: list[str], held_out: list[str]
 ) -> list[tuple[str, str, float]]:
-    """Pairs (training video, held-out video, distance) at a distance of at most `SAME_SHOT`, the nearest first."""
+    """Pairs (training video, held-out video, distance) at a distance of at most `SAME_SHOT`, the nearest first.
+
+    `hashes` holds each video's frame hashes, bool `(frames, 256)`.
+    """
     # with bits as +1 and -1 the share of different bits is (1 - product / bits) / 2: one matrix product a video
-    signs = {name: 2 * prints[name].hashes.astype(np.float32) - 1 for name in held_out}
-    training = np.concatenate([2 * prints[name].hashes.astype(np.float32) - 1 for name in train])
-    starts = np.cumsum([0, *(len(prints[name].hashes) for name in train)])
+    signs = {name: 2 * hashes[name].astype(np.float32) - 1 for name in {*train, *held_out}}
+    training = np.concatenate([signs[name] for name in train])
+    starts = np.cumsum([0, *(len(signs[name]) for name in train)])
     pairs = []
     for name in held_out:
-        distances = (1 - signs[name] @ training.T / training.shape[1]) / 2
+        distances = (1 - signs[name] @ training.T / HASH_SIDE**2) / 2
         nearest = np.minimum.reduceat(distances, starts[:-1], axis=1).min(axis=0)
         for index in np.flatnonzero(nearest <= SAME_SHOT):
             between = distances[:, starts[index] : starts[index + 1]]
@@ -115,7 +108,7 @@ def near_duplicates(
     return sorted(pairs, key=lambda pair: (pair[2], pair))
 
 
-def _hash(frame: np.ndarray) -> np.ndarray:
+def frame_hash(frame: np.ndarray) -> np.ndarray:
     """Perceptual hash of an RGB frame, bool `(256,)`."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (4 * HASH_SIDE, 4 * HASH_SIDE), interpolation=cv2.INTER_AREA)
@@ -123,25 +116,19 @@ def _hash(frame: np.ndarray) -> np.ndarray:
     return low > np.median(low[1:])  # the first is the mean brightness
 
 
-def _per_class(prints: dict, tags: dict[str, int]) -> dict[str, dict[str, int]]:
-    counts = Counter((name.split("/")[0], tags[name]) for name in prints)
-    subsets = {subset: tag for subset, tag in SUBSETS.items() if tag in tags.values() and tag != UNUSED}
-    classes = sorted({class_name for class_name, _ in counts})
-    return {name: {subset: counts[name, tag] for subset, tag in subsets.items()} for name in classes}
-
-
 def summary(found: dict) -> str:
     """`audit`'s findings for people: a line each, with the first examples."""
-    number = {subset: count for subset, count in found["counts"].items() if count}
-    sizes = [sum(counts.values()) for counts in found["classes"].values()]
-    lines = [f"{found['videos']}: {', '.join(f'{count} {subset}' for subset, count in number.items())} videos of "
-             f"{len(sizes)} classes, {min(sizes)} to {max(sizes)} a class; {found['unused']} are unused"]  # fmt: skip
+    number = sum(map(Counter, found["classes"].values()), Counter())
+    sizes = [sum(of_class.values()) for of_class in found["classes"].values()]
+    counts = ", ".join(f"{number[subset]} {subset}" for subset in SUBSETS if number[subset])
+    lines = [f"{found['videos']}: {counts} videos of {len(sizes)} classes, {min(sizes)} to {max(sizes)} a class; "
+             f"{found['unused']} unused"]  # fmt: skip
 
     def tell(what: str, examples: list[str]) -> None:
         lines.append(f"{what}: {len(examples)}" + "".join(f"\n    {example}" for example in examples[:5]))
 
     def pairs(key: str) -> list[str]:
-        return ["  =  ".join(map(str, pair)) for pair in found[key]]
+        return ["  ".join(map(str, pair)) for pair in found[key]]
 
     tell("the same bytes in training and held out", pairs("exact_duplicates"))
     tell(f"near duplicates in training and held out (distance up to {COPY})", pairs("near_duplicates"))
@@ -149,7 +136,7 @@ def summary(found: dict) -> str:
     films = found["films_on_both_sides"].items()
     tell("films in training and held out", [f"{film}: {train} and {other} videos" for film, (train, other) in films])
     short = sorted(found["too_short"].items(), key=lambda item: item[1])
-    tell(f"videos shorter than a clip of {found['clip_length']} frames at {found['fps']:g} frames/s, padded in training",
+    tell(f"videos shorter than a clip ({found['clip_length']} frames at {found['fps']:g} frames/s), padded in training",
          [f"{name}: {frames} frames" for name, frames in short])  # fmt: skip
     tell("listed, but not there", found["missing"])
     tell("there, but not listed", found["unlisted"])

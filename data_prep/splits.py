@@ -12,7 +12,7 @@ from action_attention.errors import UserError
 
 VALIDATIONS = ("source", "tutorial", "none")
 UNUSED, TRAIN, TEST, VALIDATION = 0, 1, 2, 3  # the official lists know the first three
-SUBSETS = {"unused": UNUSED, "train": TRAIN, "test": TEST, "validation": VALIDATION}
+SUBSETS = ("unused", "train", "test", "validation")  # by tag
 VALIDATION_FOLDS = 7  # one seventh of the training videos validates
 TEST_FOLDS = 3  # one third is tested, near HMDB-51's 30 of 100
 TUTORIAL_VALIDATION = 1130 / 1530
@@ -23,7 +23,7 @@ def read_lists(path: Path, number: int = 1) -> dict[str, int]:
 
     Args:
         path: folder of lists `<class>_test_split<number>.txt` with lines `<file name> <tag>`, or a CSV file with the
-            columns `video` (`<class>/<file>`) and `subset` (a key of `SUBSETS`); further columns are for its readers.
+            columns `video` (`<class>/<file>`) and `subset` (one of `SUBSETS`); further columns are for its readers.
         number: which of the lists; a CSV file holds one split.
 
     Raises:
@@ -67,7 +67,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, str, int]]:
                 raise UserError(f"{place}: expected <class>/<file> as video, found {name!r}")
             if subset not in SUBSETS:
                 raise UserError(f"{place}: the subset of {name} is {subset!r}, not one of {', '.join(SUBSETS)}")
-            yield place, name, SUBSETS[subset]
+            yield place, name, SUBSETS.index(subset)
 
 
 def match_names(tags: dict[str, int], videos: Collection[str]) -> dict[str, int]:

@@ -72,7 +72,7 @@ def main() -> None:
     args = flags.FLAGS
     cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
     config = TrainConfig.for_model(args.model, vote=args.vote, **{name: args[name].value for name in HYPER_PARAMETERS})
-    split, about = _choose_split(cache, run_dir, config.seed)
+    split, about = choose_split(args, cache, run_dir, config.seed)
     videos = Path(args.videos or cache.source)
     if not videos.is_dir():
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
@@ -87,9 +87,8 @@ def main() -> None:
           + f", {run['seconds']:.0f} s; next: make eval RUN_DIR={run_dir}")  # fmt: skip
 
 
-def _choose_split(cache: FeatureCache, run_dir: Path, seed: int) -> tuple[dict[str, list[str]], dict]:
-    """The lists of videos that the flags ask for, and what `run.json` says of them."""
-    args = flags.FLAGS
+def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[dict[str, list[str]], dict]:
+    """The lists of videos that the flags `args` ask for, and what `run.json` says of them."""
     about = {"dataset": args.dataset or Path(cache.source).parent.name, "split": "made", "validation": args.validation}
     if args.splits:
         lists = Path(args.splits)
