@@ -95,10 +95,10 @@ def get_dataset(output: Path, archives: list[Path] | tuple = (), sources: dict =
         if file_sha256(path) not in known:
             logging.warning("%s is none of the known archives of HMDB-51 by its sha256; it is used all the same", path)
         unpack(path, output, given)
-    for part in incomplete(output):
-        if getattr(given, part):  # the user's archive is the user's choice: no gigabytes to fill it up
-            continue
-        unpack(_download_first(sources[part], output / "archives"), output)
+    # what a given archive holds in part is not filled up by gigabytes that nobody asked for
+    wanted = [sources[part] for part in incomplete(output) if not getattr(given, part)]
+    for path in _download_all(wanted, output / "archives"):
+        unpack(path, output)
     lacks = incomplete(output)
     if lacks:
         raise UserError(f"{output} is not HMDB-51 yet: {'; '.join(lacks.values())}; give the missing archives too")
@@ -149,20 +149,29 @@ def download(source: Source, folder: Path) -> Path:
     return target
 
 
-def _download_first(choices: tuple[Source, ...], folder: Path) -> Path:
-    reasons = []
-    for source in choices:
-        logging.info("downloading %s", source.url)
-        try:
-            return download(source, folder)
-        except (UserError, requests.RequestException) as error:
-            response = getattr(error, "response", None)
-            reason = f"HTTP {response.status_code}" if response is not None else error
-            reasons.append(type(error).__name__ if isinstance(reason, requests.RequestException) else str(reason))
-            logging.warning("%s: %s", source.url, reason)
-    tried = "; ".join(f"{source.url} ({reason})" for source, reason in zip(choices, reasons, strict=True))
-    names = " or ".join(source.name for source in choices)
-    raise UserError(f"no download of {tried}: get {names} by hand and put it into {folder} or give --archive=FILE")
+def _download_all(wanted: list[tuple[Source, ...]], folder: Path) -> list[Path]:
+    """An archive of each kind from the first source that gives it. Raises UserError that names all that none gave."""
+    paths, failed, by_hand = [], [], []
+    for choices in wanted:
+        for source in choices:
+            logging.info("downloading %s", source.url)
+            try:
+                paths.append(download(source, folder))
+                break
+            except UserError as error:
+                reason = str(error)
+            except requests.RequestException as error:
+                reason = type(error).__name__ if error.response is None else f"HTTP {error.response.status_code}"
+            failed.append(f"{source.url} ({reason})")
+            logging.warning("no download: %s", failed[-1])
+        else:
+            by_hand.append(" or ".join(source.name for source in choices))
+    if by_hand:
+        raise UserError(
+            f"no download of {', '.join(failed)}; get {', and '.join(by_hand)} by hand, and put them into {folder} or "
+            "give each with --archive=FILE"
+        )
+    return paths
 
 
 def _fetch(source: Source, part: Path) -> None:

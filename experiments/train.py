@@ -82,8 +82,9 @@ def main() -> None:
         read_frames=frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None,
     )  # fmt: skip
     best = run["best"]
+    validation = "TEST-LIST validation" if args.validation == "tutorial" else "validation"
     print(f"{run_dir}: {config.model}, best of {run['epochs']} epochs is epoch {best['epoch']}"
-          + (f" (validation video accuracy {best['val_video_top1']:.1%})" if "val_video_top1" in best else "")
+          + (f" ({validation} video accuracy {best['val_video_top1']:.1%})" if "val_video_top1" in best else "")
           + f", {run['seconds']:.0f} s; next: make eval RUN_DIR={run_dir}")  # fmt: skip
 
 
@@ -101,6 +102,7 @@ def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[d
                 raise UserError(f"{sentence}; extract them, or train without them by --allow_missing")
             print(f"WARNING: {sentence}; they are left out", file=sys.stderr)
             about["missing"] = {"videos": len(missing), "first": missing[:10]}
+            about["split"] = f"{about['split']} without {len(missing)} missing videos"
         tags = {name: tag for name, tag in tags.items() if name in cache.videos}
         if VALIDATION in tags.values():
             about["validation"] = lists.name
@@ -116,6 +118,8 @@ def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[d
         if args.duplicates == "error":
             raise UserError(f"{sentence}; --duplicates=allow keeps them, drop_train leaves them out")
         dropped = {name for name, _ in copies} if args.duplicates == "drop_train" else set()
+        if dropped:
+            about["split"] = f"{about['split']} without {len(dropped)} copies"
         split = {subset: [name for name in videos if name not in dropped] for subset, videos in split.items()}
         about["duplicates"] = {"videos": len(copies), "policy": args.duplicates, "first": copies[:10]}
         what = "left out" if dropped else "kept, as officially; --duplicates=drop_train leaves them out"

@@ -201,12 +201,13 @@ def test_the_second_source_is_used_where_the_first_fails(serve, tmp_path, archiv
 
 def test_what_cannot_be_downloaded_is_said_with_what_to_do_by_hand(serve, tmp_path):
     _, gone = serve(status=404)
-    sources = {"videos": (source(gone), Source("http://127.0.0.1:9/other.rar", "0"))}
+    sources = {"videos": (source(gone), Source("http://127.0.0.1:9/o.rar", "0")), "splits": (source(gone),)}
     with pytest.raises(UserError) as raised:
         get_dataset(tmp_path / "new", sources=sources)
     assert str(raised.value) == (
-        f"no download of {gone}/file.zip (HTTP 404); http://127.0.0.1:9/other.rar (ConnectionError): get file.zip or "
-        f"other.rar by hand and put it into {tmp_path / 'new' / 'archives'} or give --archive=FILE"
+        f"no download of {gone}/file.zip (HTTP 404), http://127.0.0.1:9/o.rar (ConnectionError), {gone}/file.zip "
+        f"(HTTP 404); get file.zip or o.rar, and file.zip by hand, and put them into {tmp_path / 'new' / 'archives'} "
+        "or give each with --archive=FILE"
     )
 
 
