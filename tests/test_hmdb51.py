@@ -76,10 +76,10 @@ def archives(tmp_path_factory):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `content`; breaks off after `breaks` bytes of each answer, if set; honours ranges or not."""
+    """Serves `content`; breaks off after `breaks` bytes of each answer; honours ranges and says the length, or not."""
 
     protocol_version = "HTTP/1.1"
-    content, breaks, ranges, status, seen = CONTENT, None, True, 200, None
+    content, breaks, ranges, length, status, seen = CONTENT, None, True, True, 200, None
 
     def do_GET(self):
         wanted = self.headers.get("Range")
@@ -94,7 +94,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_response(206 if start else 200)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
-            self.send_header("Content-Length", str(len(body)))
+            if self.length:
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: self.breaks])
             self.close_connection = True
@@ -129,9 +130,9 @@ def source(address, content=CONTENT, size=5_120_000):
     return Source(f"{address}/file.zip", sha256(content).hexdigest(), size)
 
 
-@pytest.mark.parametrize("size", [len(CONTENT), None])
-def test_a_connection_that_breaks_again_and_again_is_resumed_where_it_broke(serve, tmp_path, size):
-    handler, address = serve(breaks=1 << 20)
+@pytest.mark.parametrize(("size", "length"), [(len(CONTENT), True), (None, True), (len(CONTENT), False)])
+def test_a_connection_that_breaks_again_and_again_is_resumed_where_it_broke(serve, tmp_path, size, length):
+    handler, address = serve(breaks=1 << 20, length=length)
     path = download(source(address, size=size), tmp_path)
     assert path.read_bytes() == CONTENT
     assert [wanted for _, wanted in handler.seen] == [None, *(f"bytes={n << 20}-" for n in range(1, 5))]
