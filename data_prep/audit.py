@@ -98,10 +98,10 @@ def near_duplicates(
     starts = np.cumsum([0, *(len(signs[name]) for name in train)])
     pairs = []
     for name in held_out:
-        distances = (1 - signs[name] @ training.T / HASH_SIDE**2) / 2
-        nearest = np.minimum.reduceat(distances, starts[:-1], axis=1).min(axis=0)
-        for index in np.flatnonzero(nearest <= SAME_SHOT):
-            between = distances[:, starts[index] : starts[index + 1]]
+        products = signs[name] @ training.T
+        nearest = np.maximum.reduceat(products.max(axis=0), starts[:-1])
+        for index in np.flatnonzero(nearest >= (1 - 2 * SAME_SHOT) * HASH_SIDE**2):
+            between = (1 - products[:, starts[index] : starts[index + 1]] / HASH_SIDE**2) / 2
             distance = float(np.median(between.min(axis=int(between.shape[0] <= between.shape[1]))))
             if distance <= SAME_SHOT:
                 pairs.append((train[index], name, round(distance, 3)))

@@ -50,24 +50,22 @@ class Source:
         return self.url.rsplit("/", 1)[1]
 
 
-_MIRROR = "https://huggingface.co/datasets/MichiganNLP/hmdb/resolve/main"
-_ORIGIN = "https://serre-lab.clps.brown.edu/wp-content/uploads/2013/10"
+_MIRROR = "https://huggingface.co/datasets/MichiganNLP/hmdb/resolve/main/"
+_ORIGIN = "https://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/"
 SOURCES = {
     "videos": (
         Source(
-            f"{_MIRROR}/hmdb51_org.zip",
-            "2d652f386debd04ae8f83508faacb959c03c9cbf1176fc76848b73cda4d52e57",
-            4246812958,
+            _MIRROR + "hmdb51_org.zip", "2d652f386debd04ae8f83508faacb959c03c9cbf1176fc76848b73cda4d52e57", 4246812958
         ),
-        Source(f"{_ORIGIN}/hmdb51_org.rar", "9e714a0d8b76104d76e932764a7ca636f929fff66279cda3f2e326fa912a328e"),
+        Source(_ORIGIN + "hmdb51_org.rar", "9e714a0d8b76104d76e932764a7ca636f929fff66279cda3f2e326fa912a328e"),
     ),
     "splits": (
         Source(
-            f"{_MIRROR}/test_train_splits.zip",
+            _MIRROR + "test_train_splits.zip",
             "12df0053bd9d570817edb10d2299030f43646969d5d42ff40200249b45ab2efa",
             222848,
         ),
-        Source(f"{_ORIGIN}/test_train_splits.rar", "229c94f845720d01eb3946d39f39292ea962d50a18136484aa47c1eba251d2b7"),
+        Source(_ORIGIN + "test_train_splits.rar", "229c94f845720d01eb3946d39f39292ea962d50a18136484aa47c1eba251d2b7"),
     ),
 }  # fmt: skip
 
