@@ -15,7 +15,8 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow lint extract inspect train eval predict tensorboard bench constraints clean
+.PHONY: help setup demo demo-model test test-slow lint download audit extract inspect train eval predict \
+        tensorboard bench constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +54,12 @@ demo-model:
 	$(python) -m experiments.train --flagfile=experiments/configs/sample_$(MODEL).flags \
 	    --features $(DEMO)/features --splits $(DEMO)/sample/splits --run_dir $(DEMO)/runs/$(MODEL)
 	@$(python) -m experiments.eval --run_dir $(DEMO)/runs/$(MODEL)
+
+download: setup  ## get HMDB-51, or unpack what you have: OUTPUT (data/hmdb51), ARCHIVES="FILE FILE"
+	$(python) -m data_prep.hmdb51 --output $(or $(OUTPUT),data/hmdb51) $(foreach file,$(ARCHIVES),--archive $(file)) $(ARGS)
+
+audit: setup  ## what stands on both sides of a split, short clips, counts: VIDEOS, SPLITS, SPLIT, ARGS
+	$(python) -m data_prep.audit --videos $(VIDEOS) --splits $(SPLITS) --split $(SPLIT) $(ARGS)
 
 extract: setup  ## videos -> feature cache: VIDEOS, FEATURES, ARGS
 	$(python) -m data_prep.extract --videos $(VIDEOS) --features $(FEATURES) $(ARGS)

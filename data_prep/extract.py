@@ -7,7 +7,6 @@ an extraction, the next one redoes at most the shard in hand, and the shards are
 """
 
 import fcntl
-import hashlib
 import resource
 import time
 from collections import deque
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from action_attention.errors import UserError
 from action_attention.features import FILTERS, FeatureCache, Shard, ShardWriter, Video, open_shards, write_index
 from data_prep import backbone, program
-from data_prep.videos import UnusableVideoError, VideoReader, list_videos
+from data_prep.videos import UnusableVideoError, VideoReader, file_sha256, list_videos
 
 SHARD_VIDEOS = 64
 BATCH_SHAPE = (32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
@@ -159,7 +158,7 @@ def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterato
             path = videos / name
             try:
                 # all that can fail for reasons of the file comes before its first frame is passed on
-                size, sha256 = path.stat().st_size, _file_sha256(path)
+                size, sha256 = path.stat().st_size, file_sha256(path)
                 reader = VideoReader(path, fps, backbone.FRAME_SIZE)
                 for frame in reader:
                     batch.frames[batch.count] = frame
@@ -235,14 +234,6 @@ def _lock(features: Path) -> Iterator[None]:
         for part in features.glob("*.part"):
             part.unlink()
         yield
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def define_flags() -> None:

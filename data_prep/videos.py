@@ -1,5 +1,6 @@
 """Video files: decoding, sampling to a frame rate, and what is wrong with a file. Nothing else opens videos."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -148,3 +149,12 @@ def frame_reader(root: Path, fps: float) -> Callable[[str], np.ndarray | None]:
             return None
 
     return read
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

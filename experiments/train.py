@@ -15,7 +15,16 @@ from action_attention.metrics import VOTES
 from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
 from action_attention.training import TrainConfig, train
 from data_prep import program
-from data_prep.splits import VALIDATIONS, make_split, make_tags, read_lists, write_lists
+from data_prep.splits import (
+    VALIDATION,
+    VALIDATIONS,
+    copies_across,
+    make_split,
+    make_tags,
+    match_names,
+    read_lists,
+    write_lists,
+)
 from data_prep.videos import frame_reader
 
 
@@ -41,10 +50,12 @@ HYPER_PARAMETERS = {
     "mixed_precision": (flags.DEFINE_bool, "compute in bfloat16, keep weights in float32 [false]"),
 }
 
+DUPLICATES = ("allow", "drop_train", "error")
+
 
 def define_flags() -> None:
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
-    flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt; without it a split is made")
+    flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt or CSV file; without it one is made")
     flags.DEFINE_integer("split", 1, "which of the lists", lower_bound=1)
     flags.DEFINE_enum("model", "alstm", MODEL_NAMES, "the model")
     flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
@@ -54,6 +65,9 @@ def define_flags() -> None:
         "validation", "source", VALIDATIONS, "by source film from the training list; from the test list; none"
     )
     flags.DEFINE_bool("allow_missing", False, "train although the lists name videos that the cache lacks")
+    flags.DEFINE_enum(
+        "duplicates", "allow", DUPLICATES, "videos with the bytes of a held-out one: keep, as official; leave out; stop"
+    )
     flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
     for name, (define, text) in HYPER_PARAMETERS.items():
         define(name, None, text)
@@ -66,38 +80,59 @@ def main() -> None:
     args = flags.FLAGS
     cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
     config = TrainConfig.for_model(args.model, vote=args.vote, **{name: args[name].value for name in HYPER_PARAMETERS})
-    if args.splits:
-        tags = read_lists(Path(args.splits), args.split)
-        missing = sorted(name for name, tag in tags.items() if tag and name not in cache.videos)
-        if missing:
-            sentence = f"{cache.folder} lacks {len(missing)} videos of the lists: {', '.join(missing[:10])}"
-            if not args.allow_missing:
-                raise UserError(f"{sentence}; extract them, or train without them by --allow_missing")
-            print(f"WARNING: {sentence}; they are left out", file=sys.stderr)
-        tags = {name: tag for name, tag in tags.items() if name in cache.videos}
-    else:
-        lists = run_dir / "splits"
-        if not lists.exists():
-            write_lists(lists, make_tags(sorted(cache.videos), config.seed))
-        tags = read_lists(lists, 1)
-    split = make_split(tags, args.validation, config.seed)
+    split, about = choose_split(args, cache, run_dir, config.seed)
     videos = Path(args.videos or cache.source)
     if not videos.is_dir():
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
-    about = {
-        "dataset": args.dataset or Path(cache.source).parent.name,
-        "split": args.split if args.splits else "made",
-        "validation": args.validation,
-    }
     _write_flags(run_dir, config)
     run = train(
         config, cache, split, run_dir, about=about, resume=args.resume, verbose=int(sys.stderr.isatty()),
         read_frames=frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None,
     )  # fmt: skip
     best = run["best"]
+    validation = "TEST-LIST validation" if args.validation == "tutorial" else "validation"
     print(f"{run_dir}: {config.model}, best of {run['epochs']} epochs is epoch {best['epoch']}"
-          + (f" (validation video accuracy {best['val_video_top1']:.1%})" if "val_video_top1" in best else "")
+          + (f" ({validation} video accuracy {best['val_video_top1']:.1%})" if "val_video_top1" in best else "")
           + f", {run['seconds']:.0f} s; next: make eval RUN_DIR={run_dir}")  # fmt: skip
+
+
+def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[dict[str, list[str]], dict]:
+    """The lists of videos that the flags `args` ask for, and what `run.json` says of them."""
+    about = {"dataset": args.dataset or Path(cache.source).parent.name, "split": "made", "validation": args.validation}
+    if args.splits:
+        lists = Path(args.splits)
+        about["split"] = lists.name if lists.is_file() else args.split
+        tags = match_names(read_lists(lists, args.split), cache.videos)
+        missing = sorted(name for name, tag in tags.items() if tag and name not in cache.videos)
+        if missing:
+            sentence = f"{cache.folder} lacks {len(missing)} videos of the lists: {', '.join(missing[:10])}"
+            if not args.allow_missing:
+                raise UserError(f"{sentence}; extract them, or train without them by --allow_missing")
+            print(f"WARNING: {sentence}; they are left out", file=sys.stderr)
+            about["missing"] = {"videos": len(missing), "first": missing[:10]}
+            about["split"] = f"{about['split']} without {len(missing)} missing videos"
+        tags = {name: tag for name, tag in tags.items() if name in cache.videos}
+        if VALIDATION in tags.values():
+            about["validation"] = lists.name
+    else:
+        lists = run_dir / "splits"
+        if not lists.exists():
+            write_lists(lists, make_tags(sorted(cache.videos), seed))
+        tags = read_lists(lists)
+    split = make_split(tags, args.validation, seed)
+    copies = copies_across(split, {name: video.file_sha256 for name, video in cache.videos.items()})
+    if copies:
+        sentence = f"{len(copies)} videos have the same bytes as a held-out one, such as {copies[0][0]}"
+        if args.duplicates == "error":
+            raise UserError(f"{sentence}; --duplicates=allow keeps them, drop_train leaves them out")
+        dropped = {name for name, _ in copies} if args.duplicates == "drop_train" else set()
+        if dropped:
+            about["split"] = f"{about['split']} without {len(dropped)} copies"
+        split = {subset: [name for name in videos if name not in dropped] for subset, videos in split.items()}
+        about["duplicates"] = {"videos": len(copies), "policy": args.duplicates, "first": copies[:10]}
+        what = "left out" if dropped else "kept, as officially; --duplicates=drop_train leaves them out"
+        print(f"WARNING: {sentence}; {what}", file=sys.stderr)
+    return split, about
 
 
 def _write_flags(run_dir: Path, config: TrainConfig) -> None:

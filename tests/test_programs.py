@@ -1,15 +1,22 @@
 """The programs as a user runs them: all stages on a small sample, and what they say to mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import CLASSES
 
+from action_attention.errors import UserError
+from action_attention.features import FeatureCache
+from data_prep.extract import extract
 from data_prep.sample import make_sample
 from data_prep.splits import read_lists
+from experiments.train import choose_split
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,6 +93,8 @@ def test_from_sample_to_table(tmp_path):
         ("data_prep.extract", ("--weights=random", "--videos={}/absent", "--features={}/f"), "is not a folder; give"),
         ("data_prep.extract", ("--weights={}/absent.h5", "--videos={}", "--features={}/f"), "is not a file; give"),
         ("data_prep.inspect", ("--features={}",), "holds no feature cache"),
+        ("data_prep.hmdb51", ("--output={}", "--archive={}/absent.rar"), "absent.rar is not a file; give an archive"),
+        ("data_prep.audit", ("--videos={}", "--splits={}"), "holds no lists <class>_test_split1.txt"),
         ("experiments.eval", ("--run_dir={}",), "holds no training run"),
         ("experiments.table", ("--run_dir={}", "surplus"), "unknown argument 'surplus'"),
     ],
@@ -110,3 +119,33 @@ def test_lists_that_name_videos_the_cache_lacks_are_refused_unless_allowed(cache
     succeeds("experiments.train", *arguments, "--allow_missing")
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert {name: len(videos) for name, videos in split.items()} == {"train": 2, "validation": 0, "test": 2}
+    missing = {"videos": 2, "first": ["nod/film4_nod_f_nm_1.avi", "nod/film5_nod_f_nm_1.avi"]}
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (about["missing"], about["split"]) == (missing, "1 without 2 missing videos")
+
+
+def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, tmp_path, capsys):
+    root, lists = tmp_path / "videos", tmp_path / "mine.csv"
+    names = [f"{name}/film{film}_{name}_f_nm_{n}.avi" for n, name in enumerate(CLASSES) for film in range(4)]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos / name, root / name)
+    shutil.copy(root / names[3], root / names[0])  # the first test video's bytes are trained on
+    extract(root, tmp_path / "features", network)
+    subsets = ["train", "train", "validation", "test"]
+    lists.write_text("video,subset\n" + "".join(f"{name},{subsets[n % 4]}\n" for n, name in enumerate(names)))
+    args = SimpleNamespace(splits=lists, split=1, validation="source", dataset=None, allow_missing=False)
+    cache = FeatureCache(tmp_path / "features")
+    for policy, kept in (("allow", 6), ("drop_train", 5)):
+        args.duplicates = policy
+        split, about = choose_split(args, cache, tmp_path, seed=0)
+        assert {subset: len(videos) for subset, videos in split.items()} == {"train": kept, "validation": 3, "test": 3}
+        assert (names[0] in split["train"]) == (policy == "allow")
+        without = "" if policy == "allow" else " without 1 copies"
+        assert (about["split"], about["validation"]) == (f"mine.csv{without}", "mine.csv")
+        assert about["duplicates"] == {"videos": 1, "policy": policy, "first": [(names[0], names[3])]}
+        said = f"WARNING: 1 videos have the same bytes as a held-out one, such as {names[0]}; "
+        assert capsys.readouterr().err.startswith(said + {"allow": "kept", "drop_train": "left out"}[policy])
+    args.duplicates = "error"
+    with pytest.raises(UserError, match=r"1 videos have the same bytes .*; --duplicates=allow keeps them, drop_train"):
+        choose_split(args, cache, tmp_path, seed=0)

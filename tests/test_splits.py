@@ -1,13 +1,29 @@
 """Who trains and who is tested, in the official format; no film on two sides."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from action_attention.errors import UserError
-from data_prep.splits import TEST, TRAIN, make_split, make_tags, read_lists, source_of, write_lists
+from data_prep.splits import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    copies_across,
+    make_split,
+    make_tags,
+    match_names,
+    read_lists,
+    source_of,
+    write_lists,
+)
 
-OFFICIAL = Path(__file__).parents[1] / "../shared/data/hmdb51_splits"
+DATA = Path(__file__).parents[1] / "../shared/data"
+OFFICIAL = DATA / "hmdb51_splits"
+JHMDB = DATA / "jhmdb"
+needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official lists are not beside the project")
 
 
 @pytest.fixture
@@ -31,6 +47,9 @@ def test_lists_survive_a_round_trip_with_any_name(tmp_path):
 def test_a_wrong_line_is_named_with_its_place(tmp_path):
     (tmp_path / "sit_test_split1.txt").write_text("a_sit_0.avi 1 \nb_sit_0.avi 3 \n")
     with pytest.raises(UserError, match=r"sit_test_split1\.txt, line 2: .*'b_sit_0\.avi 3 '"):
+        read_lists(tmp_path, 1)
+    (tmp_path / "sit_test_split1.txt").write_text("a_sit_0.avi 1 \nb_sit_0.avi 2 \na_sit_0.avi 2 \n")
+    with pytest.raises(UserError, match=r"sit_test_split1\.txt, line 3: sit/a_sit_0\.avi stands there for the second"):
         read_lists(tmp_path, 1)
     with pytest.raises(UserError, match=r"holds no lists <class>_test_split2\.txt"):
         read_lists(tmp_path, 2)
@@ -83,8 +102,87 @@ def test_the_tutorials_validation_comes_out_of_the_test_list(tags):
     assert make_split(tags, "none", 0)["validation"] == []
 
 
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official HMDB-51 lists are not beside the project")
+@needs_official
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_official_lists_have_their_known_counts(number):
     tags = list(read_lists(OFFICIAL, number).values())
     assert (tags.count(TRAIN), tags.count(TEST), tags.count(0)) == (3570, 1530, 1666)
+
+
+@needs_official
+def test_the_tutorials_protocol_has_its_published_numbers():
+    tags = read_lists(OFFICIAL, 1)
+    split = make_split(tags, "tutorial", 0)
+    assert [len(split[subset]) for subset in ("train", "validation", "test")] == [3570, 1130, 400]
+    per_class = Counter(name.split("/")[0] for name in split["test"])
+    assert len(per_class) == 51
+    assert set(per_class.values()) <= {7, 8}
+    assert make_split(tags, "tutorial", 0) == split != make_split(tags, "tutorial", 1)
+
+
+@needs_official
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_no_film_of_the_official_training_list_validates_too(number):
+    split = make_split(read_lists(OFFICIAL, number), "source", 0)
+    assert len(split["test"]) == 1530
+    assert len(split["train"]) + len(split["validation"]) == 3570
+    assert 0.12 < len(split["validation"]) / 3570 < 0.17
+    assert len({name.split("/")[0] for name in split["validation"]}) == 51
+    assert not set(map(source_of, split["train"])) & set(map(source_of, split["validation"]))
+
+
+@pytest.mark.skipif(not JHMDB.is_dir() or not OFFICIAL.is_dir(), reason="J-HMDB is not beside the project")
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_official_lists_give_jhmdb_the_tags_that_its_own_lists_have(number):
+    own = read_lists(JHMDB / "splits", number)
+    matched = match_names(read_lists(OFFICIAL, number), own.keys())
+    there = {name: tag for name, tag in matched.items() if name in own}
+    assert len(matched) == 6766
+    assert own.keys() - there.keys() <= {name for name, tag in own.items() if tag == UNUSED}
+    assert len(own) - len(there) == 6
+    assert {name: own[name] for name in there} == there
+    assert sum("@" in name for name in there) == 16
+
+
+def test_names_are_matched_only_where_there_is_no_doubt():
+    tags = {"a/#1_a_0.avi": 1, "a/&2_a_0.avi": 1, "a/#2_a_0.avi": 2, "a/3_a_0.avi": 2, "a/4_a_0.avi": 0}
+    videos = ["a/@1_a_0.mp4", "a/@2_a_0.mp4", "a/3_a_0.mp4", "a/3_a_0.mkv", "a/4_a_0.avi", "a/4_a_0.mp4"]
+    assert match_names(tags, videos) == {"a/@1_a_0.mp4": 1, **dict(list(tags.items())[1:])}
+
+
+def test_a_csv_file_is_a_split_with_or_without_validation_videos(tmp_path):
+    path = tmp_path / "mine.csv"
+    rows = ["subset,note,video", 'train,x,"sit/a, b.mp4"', "test,,sit/ü.mp4", "unused,,sit/c.mp4", "train,,wave/d.mp4"]
+    path.write_text("\r\n".join(rows), encoding="utf-8-sig")
+    tags = {"sit/a, b.mp4": TRAIN, "sit/ü.mp4": TEST, "sit/c.mp4": UNUSED, "wave/d.mp4": TRAIN}
+    assert read_lists(path) == tags
+    path.write_text("\n".join([*rows, "validation,,wave/e.mp4"]), encoding="utf-8")
+    assert read_lists(path) == tags | {"wave/e.mp4": VALIDATION}
+    split = make_split(read_lists(path), "source", 0)
+    assert split == {"train": ["sit/a, b.mp4", "wave/d.mp4"], "validation": ["wave/e.mp4"], "test": ["sit/ü.mp4"]}
+    with pytest.raises(UserError, match="names its validation videos, so --validation=tutorial cannot be had"):
+        make_split(read_lists(path), "tutorial", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"first line must name the columns video and subset, found None"),
+        ("sit/a.mp4,train\n", r"must name the columns video and subset, found \['sit/a\.mp4', 'train'\]"),
+        ("video,subset\nsit/a.mp4,Train\n", r"line 2: the subset of sit/a\.mp4 is 'Train', not one of unused, train, "),
+        ("video,subset\nsit/a.mp4\n", r"line 2: the subset of sit/a\.mp4 is None"),
+        ("video,subset\na.mp4,train\n", r"line 2: expected <class>/<file> as video, found 'a\.mp4'"),
+        ("video,subset\nsit/a.mp4,train\nsit/a.mp4,test\n", r"line 3: sit/a\.mp4 stands there for the second time"),
+    ],
+)
+def test_a_wrong_csv_file_is_named_with_its_line(tmp_path, text, sentence):
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(UserError, match=rf"mine\.csv.*{sentence}"):
+        read_lists(tmp_path / "mine.csv")
+
+
+def test_copies_are_found_in_every_later_subset():
+    split = {"train": ["a", "b", "c", "d"], "validation": ["e", "f"], "test": ["g", "h"]}
+    sha256 = dict(zip("abcdefgh", "12345261", strict=True))
+    assert copies_across(split, sha256) == [("a", "h"), ("b", "f")]
+    assert copies_across(split, sha256 | {"e": "6"}) == [("a", "h"), ("b", "f"), ("e", "g")]
