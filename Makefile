@@ -7,6 +7,7 @@ FEATURES ?= features
 MODEL    ?= alstm
 SPLIT    ?= 1
 RUN_DIR  ?= runs/$(MODEL)-split$(SPLIT)
+REPORT   ?= $(firstword $(RUN_DIR))/report
 RUNS     ?= runs
 DEMO     ?= demo
 ARGS     ?=
@@ -15,7 +16,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow lint extract inspect train eval tensorboard bench constraints clean
+.PHONY: help setup demo demo-model test test-slow lint extract inspect train eval report tensorboard bench constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ train: setup  ## feature cache -> run directory: FEATURES, SPLITS, SPLIT, MODEL,
 
 eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
 	$(python) -m experiments.eval --run_dir $(RUN_DIR) $(ARGS)
+
+report: setup  ## evaluated run, or several side by side, -> one page with playing overlays: RUN_DIR, REPORT, ARGS
+	$(python) -m experiments.report $(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir)) --output $(REPORT) $(ARGS)
 
 tensorboard: setup  ## curves and pictures of the runs below RUNS
 	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)

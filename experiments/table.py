@@ -18,6 +18,8 @@ from action_attention.features import write_json
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
+RANDOM_WEIGHTS = "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing."
+TUTORIAL = "TUTORIAL PROTOCOL: chosen on test videos"
 COLUMNS = ("video_top1", "video_top5", "clip_top1", "frame_top1", "macro_f1")
 
 
@@ -44,7 +46,7 @@ def markdown(results: list[dict]) -> str:
     for _, group in groupby(rows, key=lambda r: [r[key] for key in ROW_KEYS]):
         lines.append(_row(list(group)))
     if any(result["weights"] == "random" for result in results):
-        lines.append("\nVGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing.")
+        lines.append(f"\n{RANDOM_WEIGHTS}")
     return "\n".join(lines)
 
 
@@ -62,7 +64,7 @@ def _row(runs: list[dict]) -> str:
     shown += [f"{values[column].mean():.1%}" for column in COLUMNS[1:]]
     where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
     if first["validation"] == "tutorial":
-        where += " (TUTORIAL PROTOCOL: chosen on test videos)"
+        where += f" ({TUTORIAL})"
     training = (
         f"{np.mean([run['epochs'] for run in runs]):.0f} epochs, {np.mean([run['seconds'] for run in runs]):.0f} s"
     )
