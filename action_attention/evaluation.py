@@ -16,8 +16,8 @@ from action_attention import models  # noqa: F401 - registers the classes that a
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
-from action_attention.heatmaps import gallery
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
+from action_attention.overlays import gallery
 
 SUBSETS = ("train", "validation", "test")
 GALLERY_VIDEOS = 6
@@ -158,7 +158,10 @@ def read_predictions(run_dir: Path, subset: str = "test") -> list[VideoPredictio
 
 
 def draw_gallery(predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames) -> np.ndarray | None:
-    """Attention over real frames, one video of each of GALLERY_VIDEOS classes; None if no frames can be had."""
+    """Annotated overlays of the first video of each of GALLERY_VIDEOS classes; None if their frames cannot be had.
+
+    Which videos depends on their order and classes only, so that it is the same ones in every epoch.
+    """
     first_of_class = {prediction.label: prediction for prediction in reversed(predictions)}
     chosen = [first_of_class[label] for label in sorted(first_of_class)]
     step = max(1, len(chosen) // GALLERY_VIDEOS)
@@ -167,9 +170,8 @@ def draw_gallery(predictions: list[VideoPrediction], classes: list[str], vote: s
         frames = read_frames(prediction.name)
         if frames is None or len(frames) != len(prediction.attention):
             return None
-        predicted = classes[rank_classes(prediction.probabilities, vote)[0]]
-        rows.append((f"{classes[prediction.label]} -> {predicted}", frames, prediction.attention))
-    return gallery(rows) if rows else None
+        rows.append((prediction, frames))
+    return gallery(rows, classes, vote) if rows else None
 
 
 def confusion_png(confusion: np.ndarray, classes: list[str]) -> bytes:

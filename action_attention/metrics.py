@@ -1,5 +1,6 @@
 """From frames to videos: each frame of a video votes once, the video's class is the mode; accuracies with intervals."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import keras
@@ -29,11 +30,11 @@ class VideoPrediction:
 
     `probabilities` `(frames, C)` and `attention` `(frames, F, F)` hold every sampled frame once: a frame that stands in
     several clips has their mean. `clips` holds each clip's frame probabilities, `loss` its mean cross-entropy per clip;
-    a prediction that was read back from files has neither.
+    a prediction that was read back from files has neither. `label` and `loss` are None where the true class is unknown.
     """
 
     name: str
-    label: int
+    label: int | None
     probabilities: np.ndarray
     attention: np.ndarray
     clips: list[np.ndarray] = field(default_factory=list)
@@ -50,6 +51,20 @@ def rank_classes(probabilities: np.ndarray, vote: str = "mode") -> np.ndarray:
     summed = probabilities.sum(axis=0)
     wins = np.bincount(probabilities.argmax(axis=1), minlength=len(summed)) if vote == "mode" else np.zeros(len(summed))
     return np.lexsort((-summed, -wins))
+
+
+def running_votes(probabilities: np.ndarray, vote: str = "mode") -> Iterator[tuple[np.ndarray, int]]:
+    """How the vote stands after each frame: every class's share of it, `(C,)`, and the leading class.
+
+    Shares are of the frames that a class won so far (`mode`), or its mean probability so far (`mean`); the class that
+    leads after the last frame is the first that `rank_classes` names.
+    """
+    summed, wins = np.zeros(probabilities.shape[1]), np.zeros(probabilities.shape[1])
+    for count, frame in enumerate(probabilities, 1):
+        summed += frame
+        wins[frame.argmax()] += 1
+        votes = wins if vote == "mode" else summed
+        yield votes / count, int(np.lexsort((-summed, -votes))[0])
 
 
 def interval95(right: int, count: int) -> list[float]:

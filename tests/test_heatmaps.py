@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from action_attention.heatmaps import gallery, heatmap, overlay
+from action_attention.heatmaps import heatmap, overlay
 
 
 def spot(row, column):
@@ -36,8 +36,3 @@ def test_an_overlay_leaves_the_rest_of_the_frame_alone():
     assert changed[120, 160]
     red, green, blue = overlay(np.full((240, 320, 3), 100, np.uint8), spot(3, 3))[120, 160]
     assert red > green == blue  # the hottest colour
-
-
-def test_a_gallery_has_a_row_a_video_at_its_aspect_ratio():
-    rows = [(f"video {n}", np.zeros((4 + n, 240, 320, 3), np.uint8), np.ones((4 + n, 7, 7)) / 49) for n in range(3)]
-    assert gallery(rows, columns=5, width=160).shape == (3 * (120 + 22), 5 * 160, 3)

@@ -1,0 +1,221 @@
+"""Annotated overlays, frame by frame, and the video files they go to. The one place that draws predictions."""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import av
+import cv2
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from action_attention.heatmaps import overlay
+from action_attention.metrics import VideoPrediction, rank_classes, running_votes
+
+MIN_WIDTH = 480  # pixels; smaller frames are enlarged, so that the text beside them can be read
+BACKGROUND, PLAIN = (22, 24, 29), (226, 229, 235)
+RIGHT, WRONG, NEUTRAL, OTHER = (74, 201, 106), (255, 99, 92), (106, 170, 255), (88, 94, 106)
+# DejaVu comes with matplotlib and has Latin, Greek, Cyrillic, Hebrew and Arabic letters
+FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+STREAMS = {
+    "mp4": {"codec_name": "libx264", "pix_fmt": "yuv420p", "options": {"crf": "20"}},
+    "gif": {"codec_name": "gif", "pix_fmt": "pal8", "time_base": Fraction(1, 100)},
+}
+
+
+def draw_overlays(
+    frames: Iterable[np.ndarray],
+    prediction: VideoPrediction,
+    classes: list[str],
+    vote: str,
+    *,
+    width: int | None = None,
+    only: Iterable[int] | None = None,
+) -> Iterator[np.ndarray]:
+    """The frames of a video with what the model says of them.
+
+    Above a frame: the true class, if it is known, the frame's predicted class and its probability. Over it: its
+    heatmap. Below it: a bar of the classes' shares of the vote so far, the true class first, then the others as they
+    rank in the end; and the leading class by name. Green is the true class, red a wrong one (of the bar: the leading
+    one); where the truth is unknown, blue stands for both.
+
+    Args:
+        frames: RGB, uint8 `(height, width, 3)`, one for each sampled frame.
+        prediction: of that video; `label` None where the true class is unknown.
+        classes: class names by id.
+        vote: `mode` (shares of the vote are shares of frames won) or `mean` (mean probabilities).
+        width: of the drawn frames, pixels; None for the frame's own, but at least MIN_WIDTH.
+        only: numbers of the frames to draw, ascending; None for all.
+
+    Yields RGB frames, uint8, of even height and width and the source's aspect ratio. Reads one frame at a time.
+
+    Raises:
+        ValueError: there are more or fewer frames than predictions.
+    """
+    order = rank_classes(prediction.probabilities, vote)
+    if prediction.label is not None:
+        order = np.array([prediction.label, *order[order != prediction.label]])
+    chosen = None if only is None else set(only)
+    each = zip(frames, prediction.attention, prediction.probabilities, running_votes(prediction.probabilities, vote),
+               strict=True)  # fmt: skip
+    for number, (frame, attention, probabilities, (shares, leader)) in enumerate(each):
+        if chosen is not None and number not in chosen:
+            continue
+        picture = _resize(frame, width or max(MIN_WIDTH, frame.shape[1]))
+        above = _header(picture.shape[1], probabilities, prediction.label, classes)
+        below = _vote_bar(picture.shape[1], shares, leader, order, prediction.label, classes)
+        yield np.concatenate([above, overlay(picture, attention), below])
+
+
+def gallery(
+    rows: Iterable[tuple[VideoPrediction, np.ndarray]],
+    classes: list[str],
+    vote: str,
+    columns: int = 6,
+    width: int = 288,
+) -> np.ndarray:
+    """Videos under each other, RGB uint8: of each, `columns` annotated frames evenly spaced over its length.
+
+    Args:
+        rows: each video's prediction and frames uint8 `(n, height, width, 3)`.
+        classes: class names by id.
+        vote: `mode` or `mean`.
+        columns: pictures a row.
+        width: of one picture, in pixels; every video keeps its aspect ratio.
+    """
+    lines = []
+    for prediction, frames in rows:
+        chosen = np.linspace(0, len(frames) - 1, columns).round().astype(int)
+        drawn = draw_overlays(frames, prediction, classes, vote, width=width, only=chosen)
+        pictures = dict(zip(np.unique(chosen), drawn, strict=True))  # fewer than `columns` where the video is shorter
+        lines.append(np.concatenate([pictures[number] for number in chosen], axis=1))
+    return np.concatenate(lines)
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes RGB frames, uint8 `(height, width, 3)` of even sides, as `.mp4` (H.264) or `.gif`, one frame at a time.
+
+    The file appears under its name only when it is complete. A GIF has time stamps of 1/100 s, to which every frame's
+    time is rounded; its palette is made anew for each frame, since one for all would need all frames in memory.
+
+    Raises:
+        ValueError: another suffix, or no frame.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in STREAMS:
+        raise ValueError(f"videos are written as .mp4 or .gif. Received: path={path}")
+    rate = Fraction(fps).limit_denominator(1001)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("a video needs at least one frame. Received: none")
+    height, width = first.shape[:2]
+    palettes = _palettes(width, height, rate) if kind == "gif" else None
+    part = path.absolute().with_name(f"{path.name}.part")  # absolute: a name alone may look like a protocol's
+    try:
+        # faststart: what a player must know stands first, so that a browser can begin before it has all
+        options = {"movflags": "+faststart"} if kind == "mp4" else {}
+        with av.open(str(part), "w", format=kind, container_options=options) as container:
+            stream = container.add_stream(rate=rate, width=width, height=height, **STREAMS[kind])
+            for number, frame in enumerate(chain([first], frames)):
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture.pts, picture.time_base = number, 1 / rate
+                if palettes:
+                    palettes.push(picture)
+                    picture = palettes.pull()
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _palettes(width: int, height: int, rate: Fraction) -> av.filter.Graph:
+    """FFmpeg's split, palettegen, paletteuse; one RGB frame in, one frame with its palette out."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
+    split = graph.add("split")
+    palette = graph.add("palettegen", "stats_mode=single")
+    use = graph.add("paletteuse", "new=1:dither=bayer:bayer_scale=5")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(palette, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    return graph
+
+
+def _resize(frame: np.ndarray, width: int) -> np.ndarray:
+    """The frame, about `width` pixels wide; both sides even, as H.264 needs them."""
+    scale = width / frame.shape[1]
+    size = tuple(2 * max(1, round(scale * side / 2)) for side in (frame.shape[1], frame.shape[0]))
+    if size == (frame.shape[1], frame.shape[0]):
+        return frame
+    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+
+
+def _header(width: int, probabilities: np.ndarray, label: int | None, classes: list[str]) -> np.ndarray:
+    """The true class and the frame's own, RGB uint8 `(height, width, 3)`."""
+    predicted = int(probabilities.argmax())
+    size = _text_size(width)
+    lines = [] if label is None else [("true class: ", classes[label], "", PLAIN)]
+    mark = "" if label is None else "\u2713 " if predicted == label else "\u2717 "
+    lines.append((
+        f"{mark}this frame: ", classes[predicted], f" {probabilities[predicted]:.0%}", _colour(predicted, label),
+    ))  # fmt: skip
+    strip = Image.new("RGB", (width, 2 * round(size * (0.4 + 0.7 * len(lines)))), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    for row, (before, name, after, colour) in enumerate(lines):
+        y = round(size * (0.4 + 0.7 + 1.4 * row))
+        _write_text(draw, size // 2, y, width - size, before, name, after, colour)
+    return np.asarray(strip)
+
+
+def _vote_bar(
+    width: int, shares: np.ndarray, leader: int, order: np.ndarray, label: int | None, classes: list[str]
+) -> np.ndarray:
+    """Shares of the vote as one stacked bar, the whole width being all of it, and the leading class by name."""
+    size = _text_size(width)
+    bar, margin = max(6, size // 2), size // 2
+    strip = Image.new("RGB", (width, 2 * ((bar + 5 * size // 2) // 2)), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    ends = margin + np.rint((width - 2 * margin) * np.minimum(np.cumsum(shares[order]), 1)).astype(int)
+    start = margin
+    for index, end in zip(order, ends, strict=True):
+        if end > start:
+            colour = _colour(index, label) if index in (leader, label) else OTHER
+            gap = end - start > 3  # between neighbours
+            draw.rectangle((start, margin, end - 1 - gap, margin + bar - 1), colour)
+        start = end
+    y = margin + bar + round(0.9 * size)
+    _write_text(draw, margin, y, width - 2 * margin, "votes so far: ", classes[leader], f" {shares[leader]:.0%}",
+                _colour(leader, label))  # fmt: skip
+    return np.asarray(strip)
+
+
+def _colour(index: int, label: int | None) -> tuple[int, int, int]:
+    return NEUTRAL if label is None else RIGHT if index == label else WRONG
+
+
+def _text_size(width: int) -> int:
+    return max(14, width // 40)
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(FONT), size)
+
+
+def _write_text(draw: ImageDraw.ImageDraw, x: int, y: int, room: int, before: str, name: str, after: str, colour):
+    """`before name after` from `x`, centred at `y`, in at most `room` pixels: a name too long loses its end."""
+    font, shown = _font(_text_size(draw.im.size[0])), name
+    while shown and font.getlength(before + shown + after) > room:
+        shown = shown[:-1] if shown == name else shown[:-2]
+        shown += "\u2026"
+    draw.text((x, y), before + shown + after, colour, font, anchor="lm")
