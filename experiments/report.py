@@ -29,6 +29,7 @@ from data_prep.videos import UnusableVideoError, VideoReader
 from experiments import table
 
 TOP = 5
+WIDTH = 360  # pixels of an overlay: its text can be read in a card, and the page's folder stays small
 
 
 @dataclass
@@ -102,7 +103,7 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
         for run, file in zip(runs, files, strict=True):
             reader = VideoReader(path, run.fps, size=None)
             fps = min(run.fps, reader.info.fps or run.fps)  # a slower file keeps all its frames, and its own speed
-            drawn = draw_overlays(reader, run.predictions[name], run.run["classes"], run.result["vote"])
+            drawn = draw_overlays(reader, run.predictions[name], run.run["classes"], run.result["vote"], width=WIDTH)
             first = next(drawn)
             write_video(file, chain([first], drawn), fps)
     except UnusableVideoError as error:
