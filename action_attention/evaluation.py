@@ -16,6 +16,7 @@ from action_attention import models  # noqa: F401 - registers the classes that a
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
+from action_attention.localization import localize
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
 from action_attention.overlays import gallery
 
@@ -73,7 +74,7 @@ def load_model(run_dir: Path) -> keras.Model:
 
 
 def evaluate(
-    run_dir: Path, cache: FeatureCache, subset: str = "test", vote: str | None = None, read_frames=None
+    run_dir: Path, cache: FeatureCache, subset: str = "test", vote: str | None = None, read_frames=None, read_actor=None
 ) -> dict:
     """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
 
@@ -84,6 +85,8 @@ def evaluate(
         vote: `mode` or `mean`; None for the one that the run was trained with.
         read_frames: name of a video -> its sampled frames, uint8 `(frames, height, width, 3)`, or None where they
             cannot be had; used for `attention.png`.
+        read_actor: name of a video -> the `localization.Actor` in its sampled frames, or None where it is not
+            annotated; used for the metrics under `localization`.
 
     Returns:
         the content of `metrics.json`.
@@ -114,6 +117,8 @@ def evaluate(
         "weights": run["cache"]["settings"]["weights"],
         **summarize(predictions, run["classes"], vote or config["vote"]),
     }
+    if read_actor:
+        metrics["localization"] = localize(predictions, run["classes"], read_actor)
     output = run_dir / "eval" / subset
     output.mkdir(parents=True, exist_ok=True)
     frames_path = output / "frames.npz"

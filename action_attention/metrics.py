@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 from keras import ops
-from scipy.stats import binomtest
+from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score
 
 VOTES = ("mode", "mean")
@@ -69,8 +69,16 @@ def running_votes(probabilities: np.ndarray, vote: str = "mode") -> Iterator[tup
 
 def interval95(right: int, count: int) -> list[float]:
     """Wilson's 95 % interval of an accuracy of `right` out of `count`."""
-    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    interval = stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def mean_interval95(values: np.ndarray) -> list[float] | None:
+    """The 95 % interval of the mean of `values` by Student's t; None for a single value, which tells no spread."""
+    if len(values) < 2:
+        return None
+    margin = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - margin), float(values.mean() + margin)]
 
 
 def summarize(predictions: list[VideoPrediction], classes: list[str], vote: str = "mode") -> dict:

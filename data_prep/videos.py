@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -22,15 +22,22 @@ class UnusableVideoError(ValueError):
 
 @dataclass
 class VideoInfo:
-    """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far."""
+    """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far.
+
+    `source_frames` are the numbers of the sampled frames among the decoded ones.
+    """
 
     fps: float
     announced_frames: int
     width: int
     height: int
     decoded_frames: int = 0
-    sampled_frames: int = 0
+    source_frames: list[int] = field(default_factory=list)
     duration: float = 0.0
+
+    @property
+    def sampled_frames(self) -> int:
+        return len(self.source_frames)
 
     @property
     def sampled_fps(self) -> float:
@@ -91,7 +98,7 @@ class VideoReader:
                 if not decoded or frame is None:
                     continue
                 next_sample = (math.floor((time + TIME_SLACK) * self.fps) + 1) / self.fps
-                info.sampled_frames += 1
+                info.source_frames.append(info.decoded_frames - 1)
                 if self.size:
                     frame = cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

@@ -1,6 +1,6 @@
 """Evaluates a run's best model on its test videos, or other ones, and writes `eval/<subset>/` into the run directory.
 
-python -m experiments.eval --run_dir DIR [--subset test]
+python -m experiments.eval --run_dir DIR [--subset test] [--annotations FILE]
 """
 
 import sys
@@ -12,6 +12,7 @@ from action_attention.evaluation import SUBSETS, evaluate, read_run
 from action_attention.features import FeatureCache
 from action_attention.metrics import VOTES
 from data_prep import program
+from data_prep.annotations import actor_reader, find_annotations
 from data_prep.videos import frame_reader
 from experiments import table
 
@@ -20,7 +21,12 @@ def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory", required=True)
     flags.DEFINE_enum("subset", "test", SUBSETS, "which videos")
     flags.DEFINE_string("features", None, "folder of the feature cache [the one that the run was trained on]")
-    flags.DEFINE_string("videos", None, "folder of the videos, for pictures [where they were extracted]")
+    flags.DEFINE_string(
+        "videos", None, "folder of the videos, for pictures and annotations [where they were extracted]"
+    )
+    flags.DEFINE_string(
+        "annotations", None, "file of where the actor is [boxes.json beside the videos, if it is there]"
+    )
     flags.DEFINE_enum("vote", None, VOTES, "a video's class from its frames [as trained]")
 
 
@@ -29,13 +35,36 @@ def main() -> None:
     run_dir = Path(args.run_dir)
     cache = FeatureCache(Path(args.features or read_run(run_dir)[0]["cache"]["folder"]))
     videos = Path(args.videos or cache.source)
+    annotations = Path(args.annotations) if args.annotations else find_annotations(videos)
     if not videos.is_dir():
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
-    evaluate(run_dir, cache, args.subset, args.vote, read_frames)
+    read_actor = actor_reader(annotations, videos, cache) if annotations else None
+    metrics = evaluate(run_dir, cache, args.subset, args.vote, read_frames, read_actor)
     output = run_dir / "eval" / args.subset
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
     print(table.markdown([table.read_result(run_dir, args.subset)]))
+    if "localization" in metrics:
+        print(f"\n{localization_table(metrics['localization'])}")
+
+
+def localization_table(found: dict) -> str:
+    """A Markdown table of `metrics.json`'s `localization`, and what it leaves out."""
+    lines = [
+        f"| attention on the actor, {found['videos']} videos | mean | 95 % interval | uniform | centre of the frame |",
+        "|---|---|---|---|---|",
+    ]
+    for key, title in (("pointing", "pointing accuracy"), ("mass", "mass on the actor")):
+        of = found[key]
+        interval = " to ".join(f"{bound:.1%}" for bound in of["attention_ci95"] or ["-"])
+        lines.append(f"| {title} | {of['attention']:.1%} | {interval} | {of['uniform']:.1%} | {of['centre']:.1%} |")
+    if found["frames_without_annotation"]:
+        lines.append(
+            f"\n{found['frames_without_annotation']} of {found['frames'] + found['frames_without_annotation']} frames "
+            "have no annotated actor and do not count; videos that have none in any frame, named in metrics.json: "
+            f"{len(found['without_annotation'])}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

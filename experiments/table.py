@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from scipy import stats
 
 from action_attention.errors import UserError
 from action_attention.evaluation import read_run
 from action_attention.features import write_json
+from action_attention.metrics import mean_interval95
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
@@ -54,11 +54,7 @@ def _row(runs: list[dict]) -> str:
     first = runs[0]
     values = {column: np.array([run[column] for run in runs]) for column in COLUMNS}
     top1 = values["video_top1"]
-    if len(runs) == 1:
-        low, high = first["video_top1_ci95"]
-    else:
-        margin = stats.t.ppf(0.975, len(runs) - 1) * top1.std(ddof=1) / np.sqrt(len(runs))
-        low, high = top1.mean() - margin, top1.mean() + margin
+    low, high = mean_interval95(top1) or first["video_top1_ci95"]
     shown = [f"{top1.mean():.1%}" + (f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else "")]
     shown.append(f"{low:.1%} to {high:.1%}")
     shown += [f"{values[column].mean():.1%}" for column in COLUMNS[1:]]

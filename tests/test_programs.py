@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.sample import make_sample
+from data_prep.splits import read_lists
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +24,13 @@ def succeeds(module, *arguments):
     done = run(module, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def actor_share(sample, tags):
+    """The actor's mean share of the frame in the test videos' even frames, from the boxes alone."""
+    boxes = json.loads((sample / "boxes.json").read_text())
+    of_videos = [np.array(boxes[name])[::2] for name, tag in tags.items() if tag == 2]
+    return np.mean([np.prod(corners[:, 2:] - corners[:, :2], axis=1).mean() for corners in of_videos]) / (320 * 240)
 
 
 def test_from_sample_to_table(tmp_path):
@@ -41,7 +50,13 @@ def test_from_sample_to_table(tmp_path):
     metrics = json.loads((run_dir / "eval" / "test" / "metrics.json").read_text())
     assert (metrics["dataset"], metrics["videos"], metrics["weights"]) == ("sample", 12, "random")
     assert f"| sample, split 1, 12 test videos | alstm | 1 | {metrics['video_top1']:.1%} |" in said
-    assert said.strip().endswith("VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing.")
+    assert "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing." in said
+    # the sample's boxes lie beside its videos
+    pointing, mass = (metrics["localization"][key] for key in ("pointing", "mass"))
+    assert metrics["localization"]["videos"] == 12
+    assert "| attention on the actor, 12 videos | mean |" in said
+    assert f"| pointing accuracy | {pointing['attention']:.1%} |" in said
+    assert mass["uniform"] == pytest.approx(actor_share(sample, read_lists(sample / "splits", 1)))
 
     # the flags that a run wrote down make the same run
     succeeds("experiments.train", f"--flagfile={run_dir / 'flags.txt'}", "--run_dir", tmp_path / "again")
@@ -50,7 +65,14 @@ def test_from_sample_to_table(tmp_path):
     best = [json.loads((folder / "run.json").read_text())["best"] for folder in (run_dir, tmp_path / "again")]
     assert best[0] == best[1]
 
-    succeeds("experiments.eval", "--run_dir", tmp_path / "again")
+    boxes = json.loads((sample / "boxes.json").read_text())
+    left_out = next(name for name in boxes if name in json.loads((run_dir / "split.json").read_text())["test"])
+    boxes.pop(left_out)
+    (tmp_path / "some.json").write_text(json.dumps(boxes))
+    said = succeeds("experiments.eval", "--run_dir", tmp_path / "again", "--annotations", tmp_path / "some.json")
+    assert "4 of 48 frames have no annotated actor and do not count; videos that have none in any frame" in said
+    metrics = json.loads((tmp_path / "again" / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["localization"]["without_annotation"] == [left_out]
     results = tmp_path / "results.json"
     both = ("--run_dir", run_dir, "--run_dir", tmp_path / "again")
     said = succeeds("experiments.table", *both, "--output", results)

@@ -1,0 +1,129 @@
+"""Is the attention on the actor? Pointing accuracy and attention mass, beside uniform attention and the frame's centre.
+
+The attention's F x F locations divide a frame into equal cells. Frames without an annotated actor do not count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from action_attention.errors import UserError
+from action_attention.metrics import VideoPrediction, mean_interval95
+
+MAPS = ("attention", "uniform", "centre")
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Where the actor is in each of n frames, seen from the attention's locations; all zero where there is none.
+
+    `cells` `(n, F, F)` is the share of each cell's area that the actor covers, `centres` `(n, F, F)` whether the cell's
+    centre lies on the actor (a share if the mask gives shares).
+    """
+
+    cells: np.ndarray
+    centres: np.ndarray
+
+    @classmethod
+    def from_masks(cls, masks: np.ndarray, grid: int) -> "Actor":
+        """From masks `(n, height, width)` of any resolution: bool, or the share of each pixel covered, 0..1."""
+        height, width = masks.shape[1:]
+        rows, columns = (_overlap(np.arange(size), np.arange(1, size + 1), grid, size) for size in (height, width))
+        at_rows, at_columns = _centres(grid, height).astype(int), _centres(grid, width).astype(int)
+        return cls(rows.T @ masks @ columns, masks[:, at_rows[:, None], at_columns].astype(float))
+
+    @classmethod
+    def from_boxes(cls, boxes: np.ndarray, size: tuple[int, int], grid: int) -> "Actor":
+        """From boxes `(n, 4)` of x0, y0, x1, y1 (the last two exclusive) in frames of `size` (width, height) pixels."""
+        (left, top, right, bottom), (width, height) = boxes.T, size
+        rows, columns = _overlap(top, bottom, grid, height), _overlap(left, right, grid, width)
+        y, x = _centres(grid, height), _centres(grid, width)
+        in_rows = (top[:, None] <= y) & (y < bottom[:, None])
+        in_columns = (left[:, None] <= x) & (x < right[:, None])
+        return cls(rows[:, :, None] * columns[:, None], (in_rows[:, :, None] & in_columns[:, None]).astype(float))
+
+
+def locate(attention: np.ndarray, actor: Actor) -> np.ndarray:
+    """Pointing hits and attention mass of each frame, `(n, 2)`, of maps `(n, F, F)` (or `(1, F, F)` for all frames).
+
+    Hit: does the point that the map points at, the centre of its largest location's cell, lie on the actor? (Pointing
+    game, Zhang et al. 2018, arXiv 1608.00507, with tolerance 0.) Where several locations tie, any point of their cells
+    is meant, and the hit is the share of their area that the actor covers. Mass: sum over locations of attention times
+    the share of the cell that the actor covers. So for uniform attention both are the actor's share of the frame.
+    """
+    largest = attention == attention.max(axis=(1, 2), keepdims=True)
+    ties = largest.sum(axis=(1, 2), keepdims=True)
+    hits = (largest / ties * np.where(ties > 1, actor.cells, actor.centres)).sum(axis=(1, 2))
+    return np.stack([hits, (attention * actor.cells).sum(axis=(1, 2))], axis=1)
+
+
+def localize(predictions: list[VideoPrediction], classes: list[str], read_actor: Callable[[str], Actor | None]) -> dict:
+    """Pointing accuracy and mass of videos: each is the mean of its frames, and every video counts once.
+
+    Beside the attention stand two baselines: uniform attention, and all attention at the centre of the frame. The 95 %
+    intervals (Student's t over videos) are of the attention and, pairwise, of how far it is above each baseline.
+
+    Raises:
+        UserError: no actor is annotated in any of the videos.
+    """
+    scores, labels, without, frames = [], [], [], 0
+    for prediction in predictions:
+        actor = read_actor(prediction.name)
+        shown = actor.cells.any(axis=(1, 2)) if actor else np.array(False)
+        if not shown.any():
+            without.append(prediction.name)
+            continue
+        actor = Actor(actor.cells[shown], actor.centres[shown])
+        grid = actor.cells.shape[1]
+        uniform, centre = np.full((1, grid, grid), 1 / grid**2), np.zeros((1, grid, grid))
+        centre[0, grid // 2, grid // 2] = 1
+        maps = (prediction.attention[shown], uniform, centre)
+        scores.append([locate(each, actor).mean(axis=0) for each in maps])
+        labels.append(prediction.label)
+        frames += int(shown.sum())
+    if not scores:
+        raise UserError("no actor is annotated in any of these videos; give the annotations of this dataset")
+    scores, labels = np.array(scores), np.array(labels)  # (videos, MAPS, 2)
+    return {
+        "videos": len(scores),
+        "without_annotation": without,
+        "frames": frames,
+        "frames_without_annotation": sum(len(prediction.attention) for prediction in predictions) - frames,
+        "pointing": _summarize(scores[..., 0]),
+        "mass": _summarize(scores[..., 1]),
+        "per_class": {
+            classes[label]: {
+                "videos": int((labels == label).sum()),
+                "pointing": _means(scores[labels == label, :, 0]),
+                "mass": _means(scores[labels == label, :, 1]),
+            }
+            for label in np.unique(labels)
+        },
+    }
+
+
+def _means(scores: np.ndarray) -> dict:
+    return dict(zip(MAPS, scores.mean(axis=0).tolist(), strict=True))
+
+
+def _summarize(scores: np.ndarray) -> dict:
+    attention, uniform, centre = scores.T
+    return {
+        **_means(scores),
+        "attention_ci95": mean_interval95(attention),
+        "above_uniform_ci95": mean_interval95(attention - uniform),
+        "above_centre_ci95": mean_interval95(attention - centre),
+    }
+
+
+def _centres(grid: int, size: int) -> np.ndarray:
+    """Where the centres of `grid` equal cells lie on an axis of `size` pixels."""
+    return (np.arange(grid) + 0.5) * size / grid
+
+
+def _overlap(low: np.ndarray, high: np.ndarray, grid: int, size: int) -> np.ndarray:
+    """The share of each of `grid` equal cells of an axis of `size` pixels that lies in [low, high), `(n, grid)`."""
+    edges = np.arange(grid + 1) * size / grid
+    covered = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
+    return covered.clip(0) * grid / size

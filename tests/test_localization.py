@@ -1,0 +1,140 @@
+"""Attention on the actor: closed forms for both scores, both kinds of annotation, and what does not count."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from action_attention.errors import UserError
+from action_attention.localization import Actor, localize, locate
+from action_attention.metrics import VideoPrediction, mean_interval95
+
+UNIFORM = np.full((1, 7, 7), 1 / 49)
+
+
+def spots(*locations):
+    """One map for each location (row, column), with all attention there."""
+    maps = np.zeros((len(locations), 7, 7))
+    for index, location in enumerate(locations):
+        maps[(index, *location)] = 1
+    return maps
+
+
+def one_box(*box, size=(70, 70)):
+    return Actor.from_boxes(np.array([box], float), size, 7)
+
+
+def random_boxes(count, width, height, seed=0):
+    """Boxes with corners on whole pixels."""
+    rng = np.random.default_rng(seed)
+    x, y = np.sort(rng.integers(0, width + 1, (count, 2))), np.sort(rng.integers(0, height + 1, (count, 2)))
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
+
+
+def masks_of(boxes, width, height):
+    masks = np.zeros((len(boxes), height, width), bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+@pytest.mark.parametrize(("width", "height"), [(70, 70), (80, 60), (320, 240), (33, 101)])
+def test_boxes_and_masks_agree(width, height):
+    """Also where cells do not end with pixels."""
+    boxes = random_boxes(200, width, height)
+    of_boxes, of_masks = (
+        Actor.from_boxes(boxes, (width, height), 7),
+        Actor.from_masks(masks_of(boxes, width, height), 7),
+    )
+    np.testing.assert_allclose(of_boxes.cells, of_masks.cells, atol=1e-12)
+    np.testing.assert_array_equal(of_boxes.centres, of_masks.centres)
+    assert 0 < of_boxes.centres.mean() < 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 60), (320, 240)])
+def test_uniform_attention_scores_the_actors_share_of_the_frame_in_both(width, height):
+    masks = np.random.default_rng(0).random((5, height, width)) < 0.2
+    area = masks.mean(axis=(1, 2))
+    for uniform in (UNIFORM, UNIFORM.astype(np.float32)):
+        np.testing.assert_allclose(locate(uniform, Actor.from_masks(masks, 7)), np.stack([area, area], 1), rtol=1e-6)
+
+
+def test_a_peak_on_the_actor_scores_one_and_off_it_nothing():
+    actor = one_box(20, 30, 30, 40)  # the cell in row 3, column 2
+    assert locate(spots((3, 2)), actor).tolist() == [[1, 1]]
+    assert locate(spots((2, 3)), actor).tolist() == [[0, 0]]
+
+
+def test_a_half_covered_cell_is_hit_if_its_centre_is_covered():
+    left, right = one_box(0, 0, 5, 70), one_box(5, 0, 70, 70)  # the centre, x = 5, belongs to the right part
+    assert locate(spots((0, 0)), left).tolist() == [[0, 0.5]]
+    assert locate(spots((0, 0)), right).tolist() == [[1, 0.5]]
+    quarter = one_box(65, 65, 99, 99)  # reaches out of the frame
+    assert locate(spots((6, 6)), quarter).tolist() == [[1, 0.25]]
+
+
+def test_pixels_of_a_mask_may_be_covered_in_part():
+    masks = np.zeros((1, 7, 7))
+    masks[0, 3, 3] = 0.25
+    assert locate(spots((3, 3)), Actor.from_masks(masks, 7)).tolist() == [[0.25, 0.25]]
+
+
+def test_tied_locations_are_hit_by_the_share_of_their_area_on_the_actor():
+    actor = one_box(0, 0, 20, 5)  # upper halves of the first two cells; their centres are not covered
+    tied = (spots((0, 0)) + spots((0, 1)) + spots((0, 2)) + spots((6, 6))) / 4
+    assert locate(tied, actor)[0] == pytest.approx([1 / 4, 1 / 4])
+
+
+def test_mass_is_shared_out_and_the_peak_alone_points():
+    attention = (3 * spots((0, 0)) + spots((6, 6))) / 4
+    assert locate(attention, one_box(60, 60, 70, 70)).tolist() == [[0, 1 / 4]]
+    assert locate(attention, one_box(0, 0, 10, 10)).tolist() == [[1, 3 / 4]]
+
+
+def test_videos_count_once_beside_their_baselines_and_by_class():
+    """Two videos: one of 3 frames looks at the actor, who is at the centre; one of 1 frame does not find it."""
+    box = (30, 30, 40, 40)
+    actors = {
+        "a/1": Actor.from_boxes(np.array([box] * 3), (70, 70), 7),
+        "b/1": Actor.from_boxes(np.array([(0, 0, 10, 20)]), (70, 70), 7),
+    }
+    predictions = [
+        VideoPrediction("a/1", 0, None, spots((3, 3), (3, 3), (0, 0))),
+        VideoPrediction("b/1", 2, None, spots((3, 3))),
+    ]
+    found = localize(predictions, ["a", "unseen", "b"], actors.get)
+    assert (found["videos"], found["frames"]) == (2, 4)
+    assert (found["without_annotation"], found["frames_without_annotation"]) == ([], 0)
+    for key in ("pointing", "mass"):
+        scores = found[key]
+        assert scores["attention"] == pytest.approx((2 / 3 + 0) / 2)
+        assert scores["uniform"] == pytest.approx((1 / 49 + 2 / 49) / 2)
+        assert scores["centre"] == pytest.approx((1 + 0) / 2)
+        assert scores["attention_ci95"] == pytest.approx(mean_interval95(np.array([2 / 3, 0])))
+        assert scores["above_uniform_ci95"] == pytest.approx(mean_interval95(np.array([2 / 3 - 1 / 49, -2 / 49])))
+        assert scores["above_centre_ci95"] == pytest.approx(mean_interval95(np.array([2 / 3 - 1, 0])))
+    assert found["per_class"].keys() == {"a", "b"}
+    assert found["per_class"]["a"]["videos"] == 1
+    assert found["per_class"]["a"]["pointing"] == pytest.approx({"attention": 2 / 3, "uniform": 1 / 49, "centre": 1})
+    assert found["per_class"]["b"]["mass"] == pytest.approx({"attention": 0, "uniform": 2 / 49, "centre": 0})
+
+
+def test_frames_and_videos_without_an_actor_do_not_count_and_are_told():
+    masks = np.ones((3, 14, 14), bool)
+    masks[1:] = False
+    actors = {"a/half": Actor.from_masks(masks, 7), "a/empty": Actor.from_masks(masks[1:], 7)}
+    names = {"a/half": 3, "a/empty": 2, "a/unknown": 4}
+    predictions = [VideoPrediction(name, 0, None, np.repeat(UNIFORM, frames, 0)) for name, frames in names.items()]
+    found = localize(predictions, ["a"], actors.get)
+    assert (found["videos"], found["frames"], found["frames_without_annotation"]) == (1, 1, 8)
+    assert found["without_annotation"] == ["a/empty", "a/unknown"]
+    assert found["mass"]["attention"] == found["mass"]["uniform"] == pytest.approx(1)
+    assert found["mass"]["attention_ci95"] is None  # of one video
+    with pytest.raises(UserError, match="no actor is annotated in any of these videos"):
+        localize(predictions[1:], ["a"], actors.get)
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.array([0.2, 0.5, 0.9, 0.4])
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval95(values) == pytest.approx([expected.low, expected.high])
+    assert mean_interval95(values[:1]) is None
