@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from absl import flags
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from action_attention.errors import UserError
@@ -29,6 +30,8 @@ from data_prep.videos import UnusableVideoError, VideoReader
 from experiments import table
 
 TOP = 5
+FIGURES = ("Video top-5", "Clip top-1", "Frame top-1", "Macro F1")  # `table.COLUMNS` after the first
+LOCALIZATION = {"pointing": "Pointing accuracy of attention", "mass": "Attention mass on the actor"}
 WIDTH = 360  # pixels of an overlay: its text can be read in a card, and the page's folder stays small
 
 
@@ -58,7 +61,7 @@ class EvaluatedRun:
 
 
 def read_runs(folders: list[Path], subset: str) -> list[EvaluatedRun]:
-    """Reads evaluated runs. Raises UserError if one is not evaluated, or they are not of the same videos and classes."""
+    """Reads evaluated runs. Raises UserError if one is not evaluated, or their videos or classes differ."""
     runs = []
     for folder in folders:
         run, _ = read_run(folder)
@@ -84,7 +87,7 @@ def find_videos(videos: str | None, run: EvaluatedRun) -> Path | None:
     """The folder of the videos: as given, else where the cache says that they were; None if that is not known."""
     if videos:
         if not Path(videos).is_dir():
-            raise UserError(f"{videos} is not a folder; give --videos the folder that holds one folder of videos per class")
+            raise UserError(f"{videos} is not a folder; give --videos the folder of the class folders")
         return Path(videos)
     try:
         cache = FeatureCache(Path(run.run["cache"]["folder"]))
@@ -108,9 +111,8 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
             write_video(file, chain([first], drawn), fps)
     except UnusableVideoError as error:
         return {"note": f"{path}: {error}"}
-    except ValueError:
-        sampled = reader.info.sampled_frames
-        return {"note": f"{path} is not the video that was evaluated: {evaluated} sampled frames then, {sampled} or more now"}
+    except ValueError:  # more or fewer frames than predictions
+        return {"note": f"{path} was evaluated with {evaluated} sampled frames and has another number of them now"}
     return {"fps": fps, "aspect": round(first.shape[1] / first.shape[0], 4)}
 
 
@@ -126,10 +128,13 @@ def draw_videos(root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, i
         files = [overlay_path(output, number, wanted[name]) for number, _ in enumerate(runs)]
         return draw_video(root / name, runs, name, files)
 
-    pool = ThreadPoolExecutor(os.cpu_count())  # decoding, drawing and encoding all release the interpreter's lock
+    # Decoding, drawing and encoding release the interpreter's lock. With threads of their own, the heatmaps' small
+    # matrix products would take more than twice the processor time.
+    pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        said = tqdm(pool.map(draw, wanted), "overlays", len(wanted), unit="video", disable=None)
-        return dict(zip(wanted, said, strict=True))
+        with threadpool_limits(1):
+            said = tqdm(pool.map(draw, wanted), "overlays", len(wanted), unit="video", disable=None)
+            return dict(zip(wanted, said, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -214,22 +219,36 @@ def _notes(runs: list[EvaluatedRun], names: list[str], drawn: dict[str, dict]) -
     """What the galleries lack, and why."""
     without = [name for name, said in drawn.items() if "note" in said]
     if without:
-        yield (
-            f"{len(without)} of {len(drawn)} videos have no overlay; the first: {without[0]}: {drawn[without[0]]['note']}"
-        )
+        first = without[0]
+        yield f"{len(without)} of {len(drawn)} videos have no overlay; the first: {first}: {drawn[first]['note']}"
     if len(drawn) < len(names):
-        yield "--videos_per_gallery: the galleries hold each run's most confident videos only; all numbers count all videos."
+        yield "The galleries hold each run's most confident videos only (--videos_per_gallery); all numbers count all."
 
 
 def _figures(runs: list[EvaluatedRun]) -> list:
-    rows = [["Video top-1"], ["95 % interval"], ["Video top-5"], ["Clip top-1"], ["Frame top-1"], ["Macro F1"], ["Cross-entropy"]]
+    """Rows of the table of numbers: a name and each run's value in words."""
     columns = []
     for run in runs:
-        result = run.result
-        low, high = result["video_top1_ci95"]
-        shares = [f"{result[key]:.1%}" for key in table.COLUMNS]
-        columns.append([shares[0], f"{low:.1%} to {high:.1%}", *shares[1:], f"{result['cross_entropy']:.3f}"])
-    return [[name, list(values)] for (name,), *values in zip(rows, *columns, strict=True)]
+        result, (low, high) = run.result, run.result["video_top1_ci95"]
+        first, *others = (f"{result[key]:.1%}" for key in table.COLUMNS)
+        shown = {"Video top-1": first, "95 % interval of video top-1": f"{low:.1%} to {high:.1%}"}
+        shown |= zip(FIGURES, others, strict=True)
+        shown["Cross-entropy"] = f"{result['cross_entropy']:.3f}"
+        for measure, name in LOCALIZATION.items() if "localization" in result else ():
+            found = result["localization"][measure]
+            interval = found["attention_ci95"]
+            shown[name] = f"{found['attention']:.1%}" + (
+                f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+            )
+            shown[f"{name}: uniform, centre"] = f"{found['uniform']:.1%}, {found['centre']:.1%}"
+        columns.append(shown)
+    return _rows(columns)
+
+
+def _rows(columns: list[dict[str, str]]) -> list:
+    """Columns (name -> value) as rows (name, values), "-" where a column lacks a name."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, [column.get(name, "-") for column in columns]] for name in names]
 
 
 def _settings(runs: list[EvaluatedRun]) -> list:
@@ -246,12 +265,12 @@ def _settings(runs: list[EvaluatedRun]) -> list:
             "vote of this evaluation": result["vote"],
             "epochs": f"{result['epochs']}, kept: {result['best_epoch'] + 1}",
             "training": f"{result['seconds']:.0f} s",
-            "features": f"{settings['backbone']}, {settings['weights']}, {settings['fps']:g} frames/s, {settings['precision']}",
+            "features": ", ".join(settings[key] for key in ("backbone", "weights", "precision")),
+            "frames per second": f"{run.fps:g}",
             "software": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
             "git revision": result["git"],
         })  # fmt: skip
-    names = dict.fromkeys(name for column in columns for name in column)
-    return [[name, [column.get(name, "") for column in columns]] for name in names]
+    return _rows(columns)
 
 
 def _embedded(data: dict) -> str:
@@ -265,7 +284,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "folder for the report", required=True)
     flags.DEFINE_enum("subset", "test", SUBSETS, "which evaluation")
     flags.DEFINE_string("videos", None, "folder of the videos [where they were extracted]")
-    flags.DEFINE_integer("videos_per_gallery", 0, "most confident successes and failures per run; 0: all", lower_bound=0)
+    flags.DEFINE_integer("videos_per_gallery", 0, "most confident ones of each run; 0: all", lower_bound=0)
 
 
 def main() -> None:

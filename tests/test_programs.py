@@ -87,6 +87,7 @@ def test_from_sample_to_table(tmp_path):
         ("data_prep.extract", ("--weights={}/absent.h5", "--videos={}", "--features={}/f"), "is not a file; give"),
         ("data_prep.inspect", ("--features={}",), "holds no feature cache"),
         ("experiments.eval", ("--run_dir={}",), "holds no training run"),
+        ("experiments.report", ("--run_dir={}", "--output={}/report"), "holds no training run"),
         ("experiments.table", ("--run_dir={}", "surplus"), "unknown argument 'surplus'"),
     ],
 )
