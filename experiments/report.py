@@ -65,8 +65,8 @@ def read_runs(folders: list[Path], subset: str) -> list[EvaluatedRun]:
     runs = []
     for folder in folders:
         run, _ = read_run(folder)
-        result = table.read_result(folder, subset)
         predictions = {prediction.name: prediction for prediction in read_predictions(folder, subset)}
+        result = table.read_result(folder, subset)
         runs.append(EvaluatedRun(folder, run, result, json.loads((folder / "history.json").read_text()), predictions))
     for other in runs[1:]:
         for what, of_run in {

@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.sample import make_sample
 from data_prep.splits import read_lists
+from experiments import table
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +79,11 @@ def test_from_sample_to_table(tmp_path):
     said = succeeds("experiments.table", *both, "--output", results)
     assert "| alstm | 2 |" in said
     assert succeeds("experiments.table", "--results", results) == said
+
+    said = succeeds("experiments.report", *both, "--output", tmp_path / "report")
+    assert "index.html: 2 runs, overlays of 12 videos" in said
+    assert table.RANDOM_WEIGHTS in (tmp_path / "report" / "index.html").read_text()
+    assert len(list((tmp_path / "report" / "overlays").glob("run[12]/000??.mp4"))) == 24
 
 
 @pytest.mark.parametrize(
