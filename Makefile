@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow lint extract inspect train eval report tensorboard bench constraints clean
+.PHONY: help setup demo demo-model test test-slow lint extract inspect train eval predict report tensorboard bench constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,14 @@ eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
 
 report: setup  ## evaluated run, or several side by side, -> one page with playing overlays: RUN_DIR, REPORT, ARGS
 	$(python) -m experiments.report $(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir)) --output $(REPORT) $(ARGS)
+
+# VIDEO as it was given, through the environment: neither make nor the shell reads anything into its characters
+unexport VIDEO
+predict: export VIDEO_FILE := $(value VIDEO)
+predict: setup  ## what a video shows and where the model looks: VIDEO, RUN_DIR, OUTPUT, ARGS
+	@test -n "$$VIDEO_FILE" || { echo "make predict: say which video: make predict VIDEO=FILE RUN_DIR=..."; exit 1; }
+	@$(python) -m experiments.predict --run_dir "$(RUN_DIR)" --video "$$VIDEO_FILE" \
+	    --output "$(or $(OUTPUT),$(RUN_DIR)/predictions)" $(ARGS)
 
 tensorboard: setup  ## curves and pictures of the runs below RUNS
 	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)

@@ -49,6 +49,7 @@ class Clips:
         stride: frames from one clip's start to the next one's; None for `clip_length`.
         in_memory: keep the videos' features decompressed in memory; None does so where they take less than half of
             what is free, otherwise every batch is read from the shards.
+        labelled: the videos' folders are their classes; if not, `labels` are None and those of all frames `PADDING`.
 
     Raises:
         UserError: a video is not in the cache, or its class is not among `classes`.
@@ -63,15 +64,16 @@ class Clips:
         stride: int | None = None,
         *,
         in_memory: bool | None = None,
+        labelled: bool = True,
     ):
         absent = [name for name in videos if name not in cache.videos]
         if absent:
             raise UserError(f"{cache.folder} lacks {len(absent)} videos that are asked for: {', '.join(absent[:10])}")
         unknown = sorted({name.split("/")[0] for name in videos} - set(classes))
-        if unknown:
+        if labelled and unknown:
             raise UserError(f"the model knows no class {', '.join(unknown)}; its classes are {', '.join(classes)}")
         self.clip_length, self.videos = clip_length, list(videos)
-        self.labels = {name: classes.index(name.split("/")[0]) for name in videos}
+        self.labels = {name: classes.index(name.split("/")[0]) if labelled else None for name in videos}
         self.clips = [
             clip
             for name in videos
@@ -100,7 +102,8 @@ class Clips:
             features[row, : clip.frames] = self._read(clip)
             features[row, clip.frames :] = features[row, clip.frames - 1]
             mask[row, : clip.frames] = True
-            labels[row, : clip.frames] = self.labels[clip.video]
+            if self.labels[clip.video] is not None:
+                labels[row, : clip.frames] = self.labels[clip.video]
         return features, mask, labels
 
     def steps(self, batch_size: int) -> int:

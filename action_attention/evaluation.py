@@ -42,13 +42,15 @@ def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[Vi
             clip = clips.clips[index]
             span = slice(clip.start, clip.start + clip.frames)
             of_clips.append(np.exp(logs[index, : clip.frames]))
-            losses.append(-logs[index, : clip.frames, label].mean())
+            if label is not None:
+                losses.append(-logs[index, : clip.frames, label].mean())
             probabilities[span] += of_clips[-1]
             attention[span] += outputs["attention"][index, : clip.frames]
             seen[span] += 1
         probabilities /= seen[:, None]
         attention /= seen[:, None, None]
-        predictions.append(VideoPrediction(name, label, probabilities, attention, of_clips, float(np.mean(losses))))
+        loss = float(np.mean(losses)) if losses else None
+        predictions.append(VideoPrediction(name, label, probabilities, attention, of_clips, loss))
     return predictions
 
 

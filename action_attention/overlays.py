@@ -1,5 +1,6 @@
 """Annotated overlays, frame by frame, and the video files they go to. The one place that draws predictions."""
 
+from bisect import bisect
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -91,7 +92,8 @@ def gallery(
         chosen = np.linspace(0, len(frames) - 1, columns).round().astype(int)
         drawn = draw_overlays(frames, prediction, classes, vote, width=width, only=chosen)
         pictures = dict(zip(np.unique(chosen), drawn, strict=True))  # fewer than `columns` where the video is shorter
-        lines.append(np.concatenate([pictures[number] for number in chosen], axis=1))
+        gap = ((0, 4), (0, 4), (0, 0))
+        lines.append(np.concatenate([np.pad(pictures[n], gap, constant_values=255) for n in chosen], axis=1))
     return np.concatenate(lines)
 
 
@@ -214,8 +216,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _write_text(draw: ImageDraw.ImageDraw, x: int, y: int, room: int, before: str, name: str, after: str, colour):
     """`before name after` from `x`, centred at `y`, in at most `room` pixels: a name too long loses its end."""
-    font, shown = _font(_text_size(draw.im.size[0])), name
-    while shown and font.getlength(before + shown + after) > room:
-        shown = shown[:-1] if shown == name else shown[:-2]
-        shown += "\u2026"
-    draw.text((x, y), before + shown + after, colour, font, anchor="lm")
+    font = _font(_text_size(draw.im.size[0]))
+    if font.getlength(before + name + after) > room:
+        kept = bisect(range(len(name)), room, key=lambda end: font.getlength(f"{before}{name[:end]}\u2026{after}"))
+        name = name[: max(kept - 1, 0)] + "\u2026"
+    draw.text((x, y), before + name + after, colour, font, anchor="lm")

@@ -83,6 +83,7 @@ def extract(
     fps: float = 15.0,
     compression: str = "zstd",
     shard_videos: int = SHARD_VIDEOS,
+    names: list[str] | None = None,
 ) -> Summary:
     """Extracts the features of every video below `videos` that the cache in `features` does not hold yet.
 
@@ -93,21 +94,13 @@ def extract(
         fps: sampled frames per second.
         compression: HDF5 filter, a key of `FILTERS`.
         shard_videos: videos per shard.
+        names: `<class>/<file>` of the videos below `videos` to take; None for all.
 
     Raises:
         UserError: no videos, a damaged cache, or one that was made with other settings or from other files.
     """
-    names = list_videos(videos)
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "backbone": "VGG16 block5_pool",
-        "weights": network.weights,
-        "weights_sha256": network.weights_sha256,
-        "precision": network.precision,
-        "preprocessing": backbone.PREPROCESSING,
-        "resize": f"{backbone.FRAME_SIZE}x{backbone.FRAME_SIZE} bilinear",
-        "fps": float(fps),
-    }
+    names = list_videos(videos) if names is None else names
+    settings = cache_settings(network, fps)
     software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin")}
     software["opencv"] = cv2.__version__
     summary, started = Summary(), time.monotonic()
@@ -124,16 +117,17 @@ def extract(
         progress = tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True)
         batches = in_background(decode_batches(videos, groups, fps))
         pieces = in_background(_forward(network, batches, summary))
-        writer = None
+        writer, frames = None, 0
         try:
             for cubes, end in pieces:
                 writer = writer or ShardWriter(next(paths), settings, software, compression)
                 writer.append(cubes)
+                frames += len(cubes)
+                progress.set_postfix_str(f"{frames} frames, {frames / (time.monotonic() - started):.1f} frames/s")
                 if not end:
                     continue
                 _finish_video(writer, end, summary)
                 progress.update()
-                progress.set_postfix_str(f"{summary.frames / (time.monotonic() - started):.1f} frames/s")
                 if end.last_of_shard:
                     writer.commit()
                     shards.append(Shard(writer.path))
@@ -150,6 +144,20 @@ def extract(
             shard.close()
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def cache_settings(network: backbone.Backbone, fps: float) -> dict:
+    """What a cache says of how its features were made (`features.SETTINGS`)."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "backbone": "VGG16 block5_pool",
+        "weights": network.weights,
+        "weights_sha256": network.weights_sha256,
+        "precision": network.precision,
+        "preprocessing": backbone.PREPROCESSING,
+        "resize": f"{backbone.FRAME_SIZE}x{backbone.FRAME_SIZE} bilinear",
+        "fps": float(fps),
+    }
 
 
 def in_background(items: Iterable) -> Iterator:

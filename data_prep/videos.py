@@ -24,7 +24,8 @@ class UnusableVideoError(ValueError):
 class VideoInfo:
     """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far.
 
-    `source_frames` are the numbers of the sampled frames among the decoded ones.
+    `source_frames` are the numbers of the sampled frames among the decoded ones;
+    `sample_time` is that of the last sampled frame, in seconds after the file's first frame.
     """
 
     fps: float
@@ -34,6 +35,7 @@ class VideoInfo:
     decoded_frames: int = 0
     source_frames: list[int] = field(default_factory=list)
     duration: float = 0.0
+    sample_time: float = 0.0
 
     @property
     def sampled_frames(self) -> int:
@@ -99,6 +101,7 @@ class VideoReader:
                     continue
                 next_sample = (math.floor((time + TIME_SLACK) * self.fps) + 1) / self.fps
                 info.source_frames.append(info.decoded_frames - 1)
+                info.sample_time = time - start
                 if self.size:
                     frame = cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

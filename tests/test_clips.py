@@ -37,6 +37,17 @@ def test_a_short_video_is_padded_with_its_last_frame_and_masked(cache, in_memory
     np.testing.assert_array_equal(labels[0], np.where(np.arange(30) < frames, label, PADDING))
 
 
+def test_videos_without_labels_have_the_same_clips_and_nothing_but_padding_for_labels(cache):
+    name = sorted(cache.videos)[0]
+    labelled = Clips(cache, [name], class_names([name]), 6)
+    unlabelled = Clips(cache, [name], ["other"], 6, labelled=False)
+    every = np.arange(len(labelled))
+    for one, other in zip(labelled.load(every)[:2], unlabelled.load(every)[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert unlabelled.labels == {name: None}
+    assert (unlabelled.load(every)[2] == PADDING).all()
+
+
 def test_streamed_and_in_memory_batches_are_the_same(cache):
     names = sorted(cache.videos)
     in_memory, streamed = (Clips(cache, names, class_names(names), 6, 3, in_memory=kind) for kind in (True, False))

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from action_attention.metrics import FrameAccuracy, VideoPrediction, interval95, rank_classes, summarize
+from action_attention.metrics import (
+    FrameAccuracy,
+    VideoPrediction,
+    interval95,
+    rank_classes,
+    running_votes,
+    summarize,
+)  # fmt: skip
 
 
 def frames(*rows):
@@ -26,6 +33,18 @@ def test_classes_that_win_no_frame_are_ranked_by_probability():
     assert rank_classes(frames([0.5, 0.1, 0.3, 0.1], [0.5, 0.3, 0.1, 0.1])).tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="Received: vote='median'"):
         rank_classes(frames([1.0]), "median")
+
+
+def test_the_running_vote_leads_to_the_decision():
+    probabilities = frames([0.6, 0.4, 0], [0.6, 0.4, 0], [0, 1, 0], [0.1, 0.2, 0.7])
+    shares, leaders = zip(*running_votes(probabilities, "mode"), strict=True)
+    np.testing.assert_allclose(shares, [[1, 0, 0], [1, 0, 0], [2 / 3, 1 / 3, 0], [1 / 2, 1 / 4, 1 / 4]])
+    shares, _ = zip(*running_votes(probabilities, "mean"), strict=True)
+    np.testing.assert_allclose(shares[2], [0.4, 0.6, 0])
+    random = np.random.default_rng(0).dirichlet(np.ones(5), 40)
+    for vote in ("mode", "mean"):
+        leaders = [leader for _, leader in running_votes(random, vote)]
+        assert leaders == [rank_classes(random[: count + 1], vote)[0] for count in range(40)]
 
 
 def test_the_interval_is_wilsons():

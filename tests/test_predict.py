@@ -1,0 +1,154 @@
+"""One video file -> what a run says of it: the decision that `eval` makes, and the files that are left behind."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import small_network, write_video
+
+from action_attention.errors import UserError
+from action_attention.evaluation import evaluate
+from action_attention.features import FeatureCache
+from action_attention.metrics import rank_classes
+from action_attention.training import TrainConfig, train
+from experiments.predict import predict
+
+ROOT = Path(__file__).parents[1]
+ODD_NAME = '#&()!\'+ "größe" %d $HOME $(error x);`x`.avi'
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, cache_folder):
+    """An ALSTM of one epoch, evaluated on all videos of the cache."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    cache = FeatureCache(cache_folder)
+    names = sorted(cache.videos)
+    config = TrainConfig.for_model("alstm", clip_length=6, clip_stride=4, batch_size=4, lstm_units=8, epochs=1)
+    train(config, cache, {"train": names, "validation": [], "test": names}, folder,
+          about={"dataset": "tiny", "split": 1, "validation": "none"})  # fmt: skip
+    evaluate(folder, cache)
+    cache.close()
+    return folder
+
+
+def decisions(run_dir):
+    with (run_dir / "eval" / "test" / "predictions.csv").open() as file:
+        return {row["video"]: row for row in csv.DictReader(file)}
+
+
+def test_a_video_of_the_dataset_gets_the_decision_that_eval_made_of_its_cached_features(run_dir, videos, tmp_path):
+    classes = json.loads((run_dir / "run.json").read_text())["classes"]
+    network, expected = small_network(), decisions(run_dir)
+    for name in sorted(expected)[::3]:
+        video, prediction = predict(run_dir, videos / name, tmp_path, network=network)
+        ranking = [classes[index] for index in rank_classes(prediction.probabilities)]
+        wins = prediction.probabilities.argmax(axis=1)
+        best = classes.index(ranking[0])
+        assert ranking[0] == expected[name]["predicted"]
+        assert f"{(wins == best).mean():.4f}" == expected[name]["votes"]
+        assert f"{prediction.probabilities[:, best].mean():.4f}" == expected[name]["probability"]
+        assert video.frames == int(expected[name]["frames"]) == len(prediction.attention)
+        assert (prediction.label, prediction.loss) == (None, None)
+        assert " ".join(ranking) == expected[name]["top5"]
+    assert not list(tmp_path.iterdir())  # the temporary cache is gone
+
+
+def test_a_run_with_other_weights_is_refused(run_dir, videos, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run_dir, other)
+    run = json.loads((other / "run.json").read_text())
+    run["cache"]["settings"] |= {"weights": "ours.h5", "weights_sha256": "1" * 64}
+    (other / "run.json").write_text(json.dumps(run))
+    video = next(videos.glob("leap/*"))
+    with pytest.raises(UserError, match=r"features of VGG16 with ours\.h5, and ours\.h5 is not a file here; give"):
+        predict(other, video, tmp_path)
+    with pytest.raises(UserError, match=r"features with weights_sha256=1{64}, but now they have weights_sha256=0{64}"):
+        predict(other, video, tmp_path, network=small_network())
+
+
+def test_a_file_that_cannot_be_decoded_is_named_and_leaves_nothing(run_dir, videos, tmp_path):
+    with pytest.raises(UserError, match=r"nod/junk\.avi cannot be used \(cannot be opened as a video\); give"):
+        predict(run_dir, videos / "nod" / "junk.avi", tmp_path, network=small_network())
+    assert not list(tmp_path.iterdir())
+
+
+def run_make(folder, **variables):
+    """`make predict` as a user types it, with a python that has the small network in place of VGG16."""
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/sh\ntest "$1" = -m && shift\nexec "{sys.executable}" "{folder}/stand_in.py" "$@"\n')
+    python.chmod(0o755)
+    (folder / "stand_in.py").write_text(
+        "import runpy, sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from conftest import small_network\n"
+        "import data_prep.backbone\n"
+        "data_prep.backbone.build_backbone = lambda *_: small_network()\n"
+        "module = sys.argv[1]\n"
+        "del sys.argv[1]\n"
+        "runpy.run_module(module, run_name='__main__')\n"
+    )
+    command = ["make", "-o", "setup", "predict", f"VENV={folder / 'venv'}"]
+    return subprocess.run(
+        [*command, *(f"{key}={value}" for key, value in variables.items())],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_make_predict_of_a_file_with_every_punctuation_in_its_name(run_dir, tmp_path):
+    video = tmp_path / "my videos" / ODD_NAME
+    write_video(video, 40, 25.0)
+    output = tmp_path / "out put"
+    done = run_make(tmp_path, VIDEO=video, RUN_DIR=run_dir, OUTPUT=output, ARGS="--label=nod")
+    assert done.returncode == 0, done.stderr
+    stem = f"{video.stem}_prediction"
+    assert sorted(path.name for path in output.iterdir()) == [f"{stem}.gif", f"{stem}.json", f"{stem}.mp4"]
+    assert done.stdout.splitlines()[-3:] == [str(output / f"{stem}{suffix}") for suffix in (".mp4", ".gif", ".json")]
+
+    said = json.loads((output / f"{stem}.json").read_text())
+    assert (said["video"], said["label"], said["vote"], len(said["top5"])) == (str(video), "nod", "mode", 3)
+    frames = said["frames"]
+    # 25 frames/s sampled to 15: the first frame at or after every fifteenth of a second
+    assert [frame["time"] for frame in frames] == [pytest.approx(-(-5 * k // 3) / 25, abs=1e-3) for k in range(24)]
+    attention = np.array([frame["attention"] for frame in frames])
+    assert attention.shape == (24, 7, 7)
+    np.testing.assert_allclose(attention.sum(axis=(1, 2)), 1, atol=1e-4)
+    top = said["top5"][0]
+    assert (
+        sum(frame["class"] == top["class"] for frame in frames) / 24
+        == top["votes"]
+        == max(row["votes"] for row in said["top5"])
+    )
+    assert f"{top['votes']:.1%}" in done.stdout
+    assert f"{top['probability']:.1%}  {top['class']}" in done.stdout
+    with av.open(str(output / f"{stem}.mp4")) as file:
+        assert file.duration / 1e6 == pytest.approx(40 / 25, abs=0.01)  # as long as its source
+        assert len(list(file.decode(video=0))) == 24
+
+
+@pytest.mark.parametrize(
+    ("video", "arguments", "sentence"),
+    [
+        ("absent.avi", "", "--video={}/absent.avi is not a file; give a video file"),
+        ("junk.avi", "--label=fly", "the model knows no class fly; its classes are leap, nod, spin"),
+    ],
+)
+def test_a_mistake_ends_with_one_sentence_and_no_traceback(run_dir, tmp_path, video, arguments, sentence):
+    (tmp_path / "junk.avi").write_text("no video")
+    done = run_make(tmp_path, VIDEO=f"{tmp_path}/{video}", RUN_DIR=run_dir, OUTPUT=tmp_path / "out", ARGS=arguments)
+    assert done.returncode == 2  # make's own
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert sentence.format(tmp_path) in line
+    assert "Traceback" not in done.stderr
+
+
+def test_make_predict_asks_for_the_video():
+    done = subprocess.run(["make", "-o", "setup", "predict"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "say which video: make predict VIDEO=FILE" in done.stdout + done.stderr
