@@ -199,7 +199,7 @@ def test_what_must_not_be_overlooked_is_on_the_page(open_page, output, source):
 @in_browser
 def test_overlays_play_where_they_are_seen_and_nowhere_else(open_page, output):
     page = open_page(output)
-    page.locator("#successes").scroll_into_view_if_needed()
+    page.locator("#successes li").first.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelectorAll('#successes video[src]').length > 1")
     page.wait_for_function(
         """() => [...document.querySelectorAll('#successes li:first-child video')].every(video =>
