@@ -7,6 +7,7 @@ FEATURES ?= features
 MODEL    ?= alstm
 SPLIT    ?= 1
 RUN_DIR  ?= runs/$(MODEL)-split$(SPLIT)
+REPORT   ?= $(firstword $(RUN_DIR))/report
 RUNS     ?= runs
 DEMO     ?= demo
 ARGS     ?=
@@ -15,7 +16,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow lint download audit extract inspect train eval predict \
+.PHONY: help setup demo demo-model test test-slow lint download audit extract inspect train eval predict report \
         tensorboard bench constraints clean
 
 help:  ## list the targets
@@ -73,6 +74,9 @@ train: setup  ## feature cache -> run directory: FEATURES, SPLITS, SPLIT, MODEL,
 
 eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
 	$(python) -m experiments.eval --run_dir $(RUN_DIR) $(ARGS)
+
+report: setup  ## evaluated run, or several side by side, -> one page with playing overlays: RUN_DIR, REPORT, ARGS
+	$(python) -m experiments.report $(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir)) --output $(REPORT) $(ARGS)
 
 # VIDEO as it was given, through the environment: neither make nor the shell reads anything into its characters
 unexport VIDEO

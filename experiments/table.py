@@ -17,6 +17,8 @@ from action_attention.metrics import mean_interval95
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
+RANDOM_WEIGHTS = "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing."
+TUTORIAL = "TUTORIAL PROTOCOL: chosen on test videos"
 COLUMNS = ("video_top1", "video_top5", "clip_top1", "frame_top1", "macro_f1")
 
 
@@ -43,7 +45,7 @@ def markdown(results: list[dict]) -> str:
         rows.setdefault(json.dumps([result[key] for key in ROW_KEYS]), []).append(result)
     lines += map(_row, rows.values())
     if any(result["weights"] == "random" for result in results):
-        lines.append("\nVGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing.")
+        lines.append(f"\n{RANDOM_WEIGHTS}")
     return "\n".join(lines)
 
 
@@ -55,7 +57,7 @@ def _row(runs: list[dict]) -> str:
     spread = f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else ""
     where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
     if first["validation"] == "tutorial":
-        where += " (TUTORIAL PROTOCOL: chosen on test videos)"
+        where += f" ({TUTORIAL})"
     shown = [where, first["model"], len(runs), f"{mean['video_top1']:.1%}{spread}", f"{low:.1%} to {high:.1%}"]
     shown += [f"{mean[column]:.1%}" for column in COLUMNS[1:]]
     shown.append(f"{mean['epochs']:.0f} epochs, {mean['seconds']:.0f} s")

@@ -16,6 +16,7 @@ from action_attention.features import FeatureCache
 from data_prep.extract import extract
 from data_prep.sample import make_sample
 from data_prep.splits import read_lists
+from experiments import table
 from experiments.train import choose_split
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,11 @@ def test_from_sample_to_table(tmp_path):
     assert "| alstm | 2 |" in said
     assert succeeds("experiments.table", "--results", results) == said
 
+    said = succeeds("experiments.report", *both, "--output", tmp_path / "report")
+    assert "index.html: 2 runs, overlays of 12 videos" in said
+    assert table.RANDOM_WEIGHTS in (tmp_path / "report" / "index.html").read_text()
+    assert len(list((tmp_path / "report" / "overlays").glob("run[12]/000??.mp4"))) == 24
+
 
 @pytest.mark.parametrize(
     ("module", "arguments", "sentence"),
@@ -96,6 +102,7 @@ def test_from_sample_to_table(tmp_path):
         ("data_prep.hmdb51", ("--output={}", "--archive={}/absent.rar"), "absent.rar is not a file; give an archive"),
         ("data_prep.audit", ("--videos={}", "--splits={}"), "holds no lists <class>_test_split1.txt"),
         ("experiments.eval", ("--run_dir={}",), "holds no training run"),
+        ("experiments.report", ("--run_dir={}", "--output={}/report"), "holds no training run"),
         ("experiments.table", ("--run_dir={}", "surplus"), "unknown argument 'surplus'"),
     ],
 )
