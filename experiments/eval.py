@@ -43,28 +43,16 @@ def main() -> None:
     metrics = evaluate(run_dir, cache, args.subset, args.vote, read_frames, read_actor)
     output = run_dir / "eval" / args.subset
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
-    print(table.markdown([table.read_result(run_dir, args.subset)]))
-    if "localization" in metrics:
-        print(f"\n{localization_table(metrics['localization'])}")
-
-
-def localization_table(found: dict) -> str:
-    """A Markdown table of `metrics.json`'s `localization`, and what it leaves out."""
-    lines = [
-        f"| attention on the actor, {found['videos']} videos | mean | 95 % interval | uniform | centre of the frame |",
-        "|---|---|---|---|---|",
-    ]
-    for key, title in (("pointing", "pointing accuracy"), ("mass", "mass on the actor")):
-        of = found[key]
-        interval = " to ".join(f"{bound:.1%}" for bound in of["attention_ci95"] or ["-"])
-        lines.append(f"| {title} | {of['attention']:.1%} | {interval} | {of['uniform']:.1%} | {of['centre']:.1%} |")
-    if found["frames_without_annotation"]:
-        lines.append(
-            f"\n{found['frames_without_annotation']} of {found['frames'] + found['frames_without_annotation']} frames "
-            "have no annotated actor and do not count; videos that have none in any frame, named in metrics.json: "
-            f"{len(found['without_annotation'])}"
-        )
-    return "\n".join(lines)
+    result = table.read_result(run_dir, args.subset)
+    print(table.markdown([result]))
+    if found := metrics.get("localization"):
+        print(f"\n{table.localization([result])}")
+        if found["frames_without_annotation"]:
+            print(
+                f"\n{found['frames_without_annotation']} of {found['frames'] + found['frames_without_annotation']} "
+                "frames have no annotated actor and do not count; videos that have none in any frame, named in "
+                f"metrics.json: {len(found['without_annotation'])}"
+            )
 
 
 if __name__ == "__main__":

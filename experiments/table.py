@@ -5,6 +5,7 @@ python -m experiments.table --results FILE.json
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from action_attention.errors import UserError
 from action_attention.evaluation import read_run
 from action_attention.features import write_json
 from action_attention.metrics import mean_interval95
+from action_attention.training import TrainConfig
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
 RANDOM_WEIGHTS = "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing."
 TUTORIAL = "TUTORIAL PROTOCOL: chosen on test videos"
-COLUMNS = ("video_top1", "video_top5", "clip_top1", "frame_top1", "macro_f1")
+COLUMNS = ("video_top5", "clip_top1", "frame_top1", "macro_f1")
+UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row does not name beside its model
 
 
 def read_result(run_dir: Path, subset: str = "test") -> dict:
@@ -40,28 +43,60 @@ def markdown(results: list[dict]) -> str:
         "| data, subset | model | seeds | video top-1 | 95 % interval | top-5 | clip | frame | macro F1 | training |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    rows = {}
-    for result in results:
-        rows.setdefault(json.dumps([result[key] for key in ROW_KEYS]), []).append(result)
-    lines += map(_row, rows.values())
+    for runs in _rows(results):
+        epochs, seconds = (np.mean([run[key] for run in runs]) for key in ("epochs", "seconds"))
+        top1 = np.array([run["video_top1"] for run in runs])
+        shown = [*_mean_and_interval(top1, runs[0]["video_top1_ci95"])]
+        shown += [f"{np.mean([run[column] for run in runs]):.1%}" for column in COLUMNS]
+        lines.append(f"| {' | '.join([*_about(runs), *shown])} | {epochs:.0f} epochs, {seconds:.0f} s |")
     if any(result["weights"] == "random" for result in results):
         lines.append(f"\n{RANDOM_WEIGHTS}")
     return "\n".join(lines)
 
 
-def _row(runs: list[dict]) -> str:
+def localization(results: list[dict]) -> str:
+    """A Markdown table of how much of the attention is on the actor, of the results that say so; empty if none does."""
+    results = [result for result in results if "localization" in result]
+    lines = [
+        "| attention on the actor | model | seeds | pointing accuracy | 95 % interval | uniform | centre | mass "
+        "| 95 % interval | uniform | centre |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for runs in _rows(results):
+        shown = []
+        for measure in ("pointing", "mass"):
+            found = [run["localization"][measure] for run in runs]
+            values = np.array([each["attention"] for each in found])
+            shown += _mean_and_interval(values, found[0]["attention_ci95"])
+            shown += [f"{found[0][baseline]:.1%}" for baseline in ("uniform", "centre")]
+        lines.append(f"| {' | '.join([*_about(runs), *shown])} |")
+    return "\n".join(lines) if results else ""
+
+
+def _rows(results: list[dict]) -> list[list[dict]]:
+    """Results that differ only in their seed, together."""
+    rows = {}
+    for result in results:
+        rows.setdefault(json.dumps([result[key] for key in ROW_KEYS]), []).append(result)
+    return list(rows.values())
+
+
+def _about(runs: list[dict]) -> list[str]:
+    """The first cells of a row: data, the model with the settings that are not its defaults, number of seeds."""
     first = runs[0]
-    mean = {name: np.mean([run[name] for run in runs]) for name in (*COLUMNS, "epochs", "seconds")}
-    top1 = np.array([run["video_top1"] for run in runs])
-    low, high = mean_interval95(top1) or first["video_top1_ci95"]
-    spread = f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else ""
     where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
     if first["validation"] == "tutorial":
         where += f" ({TUTORIAL})"
-    shown = [where, first["model"], len(runs), f"{mean['video_top1']:.1%}{spread}", f"{low:.1%} to {high:.1%}"]
-    shown += [f"{mean[column]:.1%}" for column in COLUMNS[1:]]
-    shown.append(f"{mean['epochs']:.0f} epochs, {mean['seconds']:.0f} s")
-    return f"| {' | '.join(map(str, shown))} |"
+    defaults = asdict(TrainConfig.for_model(first["model"]))
+    config = {key: value for key, value in first["config"].items() if key not in UNNAMED and value != defaults[key]}
+    settings = "".join(f", {key}={value}" for key, value in config.items())
+    return [where, first["model"] + settings, str(len(runs))]
+
+
+def _mean_and_interval(values: np.ndarray, interval_of_one: list[float] | None) -> list[str]:
+    low, high = mean_interval95(values) or interval_of_one or (np.nan, np.nan)
+    spread = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return [f"{values.mean():.1%}{spread}", f"{low:.1%} to {high:.1%}"]
 
 
 def define_flags() -> None:
@@ -80,6 +115,8 @@ def main() -> None:
     if args.output:
         write_json(Path(args.output), results)
     print(markdown(results))
+    if tables := localization(results):
+        print(f"\n{tables}")
 
 
 if __name__ == "__main__":

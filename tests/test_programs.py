@@ -57,13 +57,13 @@ def test_from_sample_to_table(tmp_path):
     said = succeeds("experiments.eval", "--run_dir", run_dir)
     metrics = json.loads((run_dir / "eval" / "test" / "metrics.json").read_text())
     assert (metrics["dataset"], metrics["videos"], metrics["weights"]) == ("sample", 12, "random")
-    assert f"| sample, split 1, 12 test videos | alstm | 1 | {metrics['video_top1']:.1%} |" in said
+    assert "| sample, split 1, 12 test videos | alstm, lstm_units=8" in said
+    assert f" | 1 | {metrics['video_top1']:.1%} | " in said
     assert "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing." in said
     # the sample's boxes lie beside its videos
     pointing, mass = (metrics["localization"][key] for key in ("pointing", "mass"))
     assert metrics["localization"]["videos"] == 12
-    assert "| attention on the actor, 12 videos | mean |" in said
-    assert f"| pointing accuracy | {pointing['attention']:.1%} |" in said
+    assert f" | 1 | {pointing['attention']:.1%} | " in said
     assert mass["uniform"] == pytest.approx(actor_share(sample, read_lists(sample / "splits", 1)))
 
     # the flags that a run wrote down make the same run
@@ -84,7 +84,7 @@ def test_from_sample_to_table(tmp_path):
     results = tmp_path / "results.json"
     both = ("--run_dir", run_dir, "--run_dir", tmp_path / "again")
     said = succeeds("experiments.table", *both, "--output", results)
-    assert "| alstm | 2 |" in said
+    assert " | 2 | " in said
     assert succeeds("experiments.table", "--results", results) == said
 
     said = succeeds("experiments.report", *both, "--output", tmp_path / "report")

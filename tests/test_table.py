@@ -1,0 +1,50 @@
+"""Tables of results: who shares a row, what a row says of spread, and of where models look."""
+
+import pytest
+
+from experiments import table
+
+
+def result(seed, top1, pointing=None, **config):
+    found = {"attention_ci95": [0.1, 0.3], "uniform": 0.125, "centre": 0.5}
+    localization = {key: {**found, "attention": pointing} for key in ("pointing", "mass")}
+    return {
+        "dataset": "made", "split": 1, "subset": "test", "validation": "source", "weights": "imagenet",
+        "model": "alstm", "seed": seed, "videos": 40, "video_top1": top1, "video_top1_ci95": [0.35, 0.65],
+        **dict.fromkeys(table.COLUMNS, 0.5), "epochs": 10, "seconds": 5.0,
+        "config": {"attention_penalty": 0.5, **config}, **({"localization": localization} if pointing else {}),
+    }  # fmt: skip
+
+
+def rows(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
+def test_one_seed_has_its_own_interval_and_several_have_that_of_their_mean():
+    (alone,) = rows(table.markdown([result(0, 0.5)]))
+    assert alone[1:5] == ["alstm", "1", "50.0%", "35.0% to 65.0%"]
+    (both,) = rows(table.markdown([result(0, 0.5), result(1, 0.6)]))
+    # mean 55 %, standard deviation 7.07 points, Student's t with one degree of freedom: 12.706 * 5 points
+    assert both[1:5] == ["alstm", "2", "55.0% ± 7.1", "-8.5% to 118.5%"]
+
+
+def test_a_row_names_the_settings_that_are_not_the_models_own():
+    runs = [result(0, 0.5), result(0, 0.6, normalize="sqrt_l2", attention_penalty=0.0)]
+    assert [row[1] for row in rows(table.markdown(runs))] == [
+        "alstm",
+        "alstm, attention_penalty=0.0, normalize=sqrt_l2",
+    ]
+
+
+def test_where_models_look_is_told_of_the_runs_that_know():
+    assert table.localization([result(0, 0.5)]) == ""
+    (row,) = rows(table.localization([result(0, 0.5), result(1, 0.5, 0.2), result(2, 0.5, 0.4)]))
+    assert row[2:4] == ["2", "30.0% ± 14.1"]
+    assert row[5:7] == ["12.5%", "50.0%"]
+
+
+@pytest.mark.parametrize(("change", "label"), [({"weights": "random"}, table.RANDOM_WEIGHTS),
+                                               ({"validation": "tutorial"}, table.TUTORIAL)])  # fmt: skip
+def test_what_must_not_be_mistaken_is_labelled(change, label):
+    assert label not in table.markdown([result(0, 0.5)])
+    assert label in table.markdown([{**result(0, 0.5), **change}])
