@@ -14,6 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
 import cv2
 import keras
 import numpy as np
