@@ -40,6 +40,7 @@ class TrainConfig:
     normalize: str = "none"
     motion: str = "none"
     head: str = "flatten"
+    cells: int = 1
     learning_rate: float = 1e-4
     epochs: int = 100
     patience: int = 5
@@ -60,6 +61,8 @@ class TrainConfig:
             raise UserError(
                 f"--head={given['head']} is for conv_alstm; the hidden states of {model} are vectors already"
             )
+        if given.get("cells", 1) != 1 and model == "softmax":
+            raise UserError(f"--cells={given['cells']} is for the recurrent models; softmax has no cell")
         return cls(model, **{**table.get(model, {}), **given})
 
 
@@ -148,7 +151,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
     try:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
-            normalize=config.normalize, motion=config.motion, head=config.head,
+            normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)
@@ -262,10 +265,11 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
     if not resume:
         raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
     there = json.loads((run_dir / "run.json").read_text())
+    config = asdict(TrainConfig(**there["config"]))  # with the defaults of what a run of an older version does not say
     for key, value in run["config"].items():
-        if key not in ("epochs", "patience") and there["config"].get(key) != value:
+        if key not in ("epochs", "patience") and config[key] != value:
             raise UserError(
-                f"{run_dir} was trained with {key}={there['config'].get(key)}, now {key}={value} is asked for; "
+                f"{run_dir} was trained with {key}={config[key]}, now {key}={value} is asked for; "
                 "resume with the same settings, or give another --run_dir"
             )
     if there["cache"]["fingerprint"] != run["cache"]["fingerprint"]:

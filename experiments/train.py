@@ -28,6 +28,10 @@ from data_prep.splits import (
 from data_prep.videos import frame_reader
 
 
+def _positive(name, default, text):
+    flags.DEFINE_integer(name, default, text, lower_bound=1)
+
+
 def _one_of(values):
     return lambda name, default, text: flags.DEFINE_enum(name, default, values, text)
 
@@ -43,6 +47,7 @@ HYPER_PARAMETERS = {
     "normalize": (_one_of(NORMALIZATIONS), "of the features: square root and L2 norm [none]"),
     "motion": (_one_of(MOTIONS), "append each cube's difference from the one before [none]"),
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
+    "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
     "patience": (flags.DEFINE_integer, "epochs without better validation before stopping [5; conv_alstm 3]"),
