@@ -105,7 +105,7 @@ def train(
         "classes": classes,
         "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},
         "videos": {subset: len(videos) for subset, videos in split.items()},
-        **_provenance(),
+        **provenance(),
         **(about or {}),
     }
     if (run_dir / "run.json").exists():
@@ -278,12 +278,12 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
         )
 
 
-def _provenance() -> dict:
+def provenance() -> dict:
     """Versions, machine and git revision."""
     where = Path(__file__).parent
     git = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "git": git.stdout.strip() or "unknown",
-        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy")},
+        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
     }

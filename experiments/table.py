@@ -24,7 +24,7 @@ COLUMNS = ("video_top1", "video_top5", "clip_top1", "frame_top1", "macro_f1")
 
 def read_result(run_dir: Path, subset: str = "test") -> dict:
     """The metrics of an evaluated run and how it was trained, without what only the machine that made it knows."""
-    run, _ = read_run(run_dir)
+    run, _ = read_run(run_dir, of_frames=False)
     path = run_dir / "eval" / subset / "metrics.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={run_dir}`")
@@ -51,7 +51,8 @@ def markdown(results: list[dict]) -> str:
 
 def _row(runs: list[dict]) -> str:
     first = runs[0]
-    mean = {name: np.mean([run[name] for run in runs]) for name in (*COLUMNS, "epochs", "seconds")}
+    values = {name: [run[name] for run in runs] for name in (*COLUMNS, "epochs", "seconds")}
+    mean = {name: None if None in of_runs else np.mean(of_runs) for name, of_runs in values.items()}
     top1 = np.array([run["video_top1"] for run in runs])
     low, high = mean_interval95(top1) or first["video_top1_ci95"]
     spread = f" ± {100 * top1.std(ddof=1):.1f}" if len(runs) > 1 else ""
@@ -59,8 +60,9 @@ def _row(runs: list[dict]) -> str:
     if first["validation"] == "tutorial":
         where += f" ({TUTORIAL})"
     shown = [where, first["model"], len(runs), f"{mean['video_top1']:.1%}{spread}", f"{low:.1%} to {high:.1%}"]
-    shown += [f"{mean[column]:.1%}" for column in COLUMNS[1:]]
-    shown.append(f"{mean['epochs']:.0f} epochs, {mean['seconds']:.0f} s")
+    shown += ["-" if mean[column] is None else f"{mean[column]:.1%}" for column in COLUMNS[1:]]
+    epochs = "" if mean["epochs"] is None else f"{mean['epochs']:.0f} epochs, "
+    shown.append(f"{epochs}{mean['seconds']:.0f} s")
     return f"| {' | '.join(map(str, shown))} |"
 
 
