@@ -25,6 +25,10 @@ from action_attention.models import build_model
 PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then every so many
 
 
+class DivergedError(UserError):
+    """The loss is no longer a finite number."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Hyper-parameters; the defaults are the tutorial's table (README, "Hyper-parameters") for ALSTM."""
@@ -74,6 +78,7 @@ def train(
     *,
     about: dict | None = None,
     read_frames=None,
+    callbacks: list[keras.callbacks.Callback] | None = None,
     resume: bool = False,
     verbose: int = 0,
 ) -> dict:
@@ -88,6 +93,7 @@ def train(
         run_dir: the run directory.
         about: further entries of `run.json`, such as the names of dataset and split.
         read_frames: name of a video -> its sampled frames (uint8 RGB) or None; for the pictures in TensorBoard.
+        callbacks: further ones, called after an epoch's state is written.
         resume: go on from the last finished epoch of the run that is there.
         verbose: Keras' progress bar, 0 or 1.
 
@@ -96,6 +102,7 @@ def train(
 
     Raises:
         UserError: the run directory holds a run and `resume` is not asked for, or that run is another one.
+        DivergedError: a loss is not finite.
     """
     classes = class_names(split["train"])
     keras.utils.set_random_seed(config.seed)
@@ -121,7 +128,7 @@ def train(
     model = new_model(config, len(classes))
     compile_model(model, config)
     first_epoch = state.restore(model)
-    callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state]
+    callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state, *(callbacks or [])]
     if split["validation"]:
         callbacks.insert(0, VideoValidation(run_dir / "logs" / "validation", config, validation, classes, read_frames))
     logging.info(
@@ -229,7 +236,7 @@ class RunState(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {key: float(value) for key, value in logs.items()}
         if not np.isfinite(logs["loss"]):
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {logs['loss']} in epoch {epoch}; {self.run_dir} keeps the state of the epoch before, "
                 "try a smaller --learning_rate"
             )

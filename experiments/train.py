@@ -71,9 +71,10 @@ def define_data_flags() -> None:
     )
 
 
-def define_hyper_parameters() -> None:
+def define_hyper_parameters(without: tuple[str, ...] = ()) -> None:
     for name, (define, text) in HYPER_PARAMETERS.items():
-        define(name, None, text)
+        if name not in without:
+            define(name, None, text)
     flags.DEFINE_enum(
         "vote", None, VOTES, "a video's class: its frames' most frequent one or by mean probability [mode]"
     )
