@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow lint download audit extract inspect train eval predict report \
+.PHONY: help setup demo demo-model test test-slow lint download audit extract inspect train svm sweep eval predict report \
         tensorboard bench constraints clean
 
 help:  ## list the targets
@@ -71,6 +71,15 @@ inspect: setup  ## print and check a feature cache: FEATURES
 train: setup  ## feature cache -> run directory: FEATURES, SPLITS, SPLIT, MODEL, RUN_DIR, ARGS
 	$(python) -m experiments.train --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
 	    --split $(SPLIT) --model $(MODEL) --run_dir $(RUN_DIR) $(ARGS)
+
+sweep: setup  ## search hyper-parameters on validation videos: FEATURES, SPLITS, SPLIT, MODEL, OUTPUT, ARGS="--workers=2"
+	$(python) -m experiments.sweep --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
+	    --split $(SPLIT) --model $(MODEL) --output $(or $(OUTPUT),runs/sweep-$(MODEL)-split$(SPLIT)) $(ARGS)
+
+svm: MODEL := svm
+svm: setup  ## the control without a network, a linear SVM: FEATURES, SPLITS, SPLIT, RUN_DIR (runs/svm-split1), ARGS
+	$(python) -m experiments.svm --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
+	    --split $(SPLIT) --run_dir $(RUN_DIR) $(ARGS)
 
 eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
 	$(python) -m experiments.eval --run_dir $(RUN_DIR) $(ARGS)

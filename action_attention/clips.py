@@ -114,14 +114,24 @@ class Clips:
         """All clips once, in order, as `({"features", "mask"}, {"logits": labels, "attention": mask})`."""
         return self._dataset(tf.data.Dataset.range(len(self)).batch(batch_size))
 
-    def shuffled_batches(self, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
-        """The batches of the given epochs, in turn; an epoch's order depends on its number and the seed only."""
+    def shuffled_batches(self, batch_size: int, seed: int, epochs: range, *, mirror: bool = False) -> tf.data.Dataset:
+        """The batches of the given epochs, in turn; an epoch's order depends on its number and the seed only.
 
-        def epoch_indices(epoch):
-            order = tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=[seed, tf.cast(epoch, tf.int32)])
-            return tf.data.Dataset.from_tensor_slices(tf.cast(order, tf.int64)).batch(batch_size)
+        `mirror` turns each clip's cubes left to right with probability 1/2: nearly the features of the mirrored video,
+        since VGG16's kernels are not symmetric themselves.
+        """
 
-        return self._dataset(tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_indices))
+        def of_epoch(epoch):
+            key = [seed, tf.cast(epoch, tf.int32)]
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=key)
+            mirrored = tf.random.stateless_uniform([len(self)], key) < 0.5
+            return tf.data.Dataset.from_tensor_slices((tf.cast(order, tf.int64), mirrored)).batch(batch_size)
+
+        drawn = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch)
+        batches = self._dataset(drawn.map(lambda order, mirrored: order))
+        if not mirror:
+            return batches
+        return tf.data.Dataset.zip(batches, drawn.map(lambda order, mirrored: mirrored)).map(_mirror)
 
     def _dataset(self, indices: tf.data.Dataset) -> tf.data.Dataset:
         def load(batch):
@@ -132,3 +142,10 @@ class Clips:
             return {"features": features, "mask": mask}, {"logits": labels, "attention": mask}
 
         return indices.map(load).prefetch(4)
+
+
+def _mirror(batch, mirrored):
+    inputs, targets = batch
+    features = inputs["features"]
+    features = tf.where(mirrored[:, None, None, None, None], tf.reverse(features, axis=[3]), features)
+    return {**inputs, "features": features}, targets

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import log_softmax
 
-from action_attention import models  # noqa: F401 - registers the classes that a saved model names
+from action_attention import models  # registers the classes that a saved model names
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
@@ -54,12 +54,22 @@ def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[Vi
     return predictions
 
 
-def read_run(run_dir: Path) -> tuple[dict, dict[str, list[str]]]:
-    """`run.json` and the lists of videos by subset. Raises UserError if there is no run."""
+def read_run(run_dir: Path, *, of_frames: bool = True) -> tuple[dict, dict[str, list[str]]]:
+    """`run.json` and the lists of videos by subset.
+
+    Raises UserError if there is no run or, with `of_frames`, if its model decides on whole videos.
+    """
     try:
-        return json.loads((run_dir / "run.json").read_text()), json.loads((run_dir / "split.json").read_text())
+        run, split = (json.loads((run_dir / name).read_text()) for name in ("run.json", "split.json"))
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir} holds no training run ({error}); make one with `make train`") from error
+    model = run["config"]["model"]
+    if of_frames and model not in models.MODEL_NAMES:
+        raise UserError(
+            f"{run_dir} is a run of {model}, which decides on whole videos and says nothing of their frames: it was "
+            "evaluated as it was made, and `python -m experiments.table` shows it"
+        )
+    return run, split
 
 
 def load_model(run_dir: Path) -> keras.Model:

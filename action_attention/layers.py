@@ -68,11 +68,15 @@ class AttentionLSTM(keras.layers.Layer):
         c_t = softmax(s_t);  z_t = sum_i c_{t,i} X_{t,i};  h_t, cell_t = LSTM(z_t, (h_{t-1}, cell_{t-1}))
         h_0 = mlp_h(mean_t mean_i X_{t,i});  cell_0 = mlp_c(the same)
 
+    With several cells each reads the hidden state of the one below, has MLPs of its own for its initial states, and
+    h_{t-1} above is that of the uppermost.
+
     Args:
         units: U, of the LSTM and of the hidden layer that scores.
-        dropout: rate at the input of every fully connected layer (not at the LSTM's own kernels). Within the recurrence
-            the dropped units are drawn for each frame.
+        dropout: rate at the input of every fully connected layer (not at the LSTM's own kernels) and between cells
+            (Zaremba et al. 2014, arXiv 1409.2329). Within the recurrence the dropped units are drawn for each frame.
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
+        cells: LSTM cells on top of each other.
         pooling: how a frame's locations become `z_t`: `attention` as above; the controls `mean` (uniform weights) and
             `max` (per channel; its "attention" is the share of channels whose maximum lies at a location).
 
@@ -84,26 +88,36 @@ class AttentionLSTM(keras.layers.Layer):
         hidden states `(B, T, U)` and attention `(B, T, F, F)`.
     """
 
-    def __init__(self, units, dropout=0.5, weight_decay=0.0, pooling="attention", **kwargs):
+    def __init__(self, units, dropout=0.5, weight_decay=0.0, pooling="attention", cells=1, **kwargs):
         super().__init__(**kwargs)
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
         self.units, self.rate, self.weight_decay, self.pooling = units, dropout, weight_decay, pooling
+        self.cells = cells
         self.decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self.initial_hidden = self._dense(units, "mlp_h", activation="tanh")
         self.initial_cell = self._dense(units, "mlp_c", activation="tanh")
-        self.lstm = keras.layers.LSTMCell(
-            units, kernel_regularizer=self.decay, recurrent_regularizer=self.decay, dtype=self.dtype_policy, name="lstm"
-        )
+        self.lstm = self._lstm("lstm")
+        # apart from the first cell's, whose names stand in saved models
+        upper = range(2, cells + 1)
+        self.upper_hidden = [self._dense(units, f"mlp_h{n}", activation="tanh") for n in upper]
+        self.upper_cell = [self._dense(units, f"mlp_c{n}", activation="tanh") for n in upper]
+        self.upper_lstm = [self._lstm(f"lstm{n}") for n in upper]
+
+    def _lstm(self, name):
+        decay = {"kernel_regularizer": self.decay, "recurrent_regularizer": self.decay}
+        return keras.layers.LSTMCell(self.units, **decay, dtype=self.dtype_policy, name=name)
 
     def _dense(self, units, name, **kwargs):
         return keras.layers.Dense(units, kernel_regularizer=self.decay, name=name, dtype=self.dtype_policy, **kwargs)
 
     def build(self, features_shape, mask_shape=None):
         _, _, height, width, channels = features_shape
-        for layer in (self.initial_hidden, self.initial_cell, self.lstm):
+        for layer in (self.initial_hidden, self.initial_cell, self.lstm, *self.upper_hidden, *self.upper_cell):
             layer.build((None, channels))
+        for layer in self.upper_lstm:
+            layer.build((None, self.units))
         if self.pooling == "attention":
             self.from_frame = self._dense(self.units, "mlp1")
             self.from_hidden = self._dense(self.units, "mlp2", use_bias=False)
@@ -117,8 +131,9 @@ class AttentionLSTM(keras.layers.Layer):
         side, cube = features.shape[2], flatten_locations(features)
         frame_means = ops.mean(cube, axis=2)
         clip_means = clip_mean(frame_means, mask)
-        hidden = self.initial_hidden(self.dropout(clip_means, training=training))
-        cell = self.initial_cell(self.dropout(clip_means, training=training))
+        initial = zip((self.initial_hidden, *self.upper_hidden), (self.initial_cell, *self.upper_cell), strict=True)
+        states = [[mlp(self.dropout(clip_means, training=training)) for mlp in of_cell] for of_cell in initial]
+        hidden = states[-1][0]
         if self.pooling == "attention":
             from_frames = self.from_frame(self.dropout(frame_means, training=training))
             # dropout inside the recurrence, drawn for all frames at once: (B, T, U), ones when not training
@@ -138,14 +153,16 @@ class AttentionLSTM(keras.layers.Layer):
                 glimpse = ops.matmul(attention[-1][:, None], cube[:, t])[:, 0]
             else:
                 glimpse = glimpses[:, t]
-            _, (hidden, cell) = self.lstm(glimpse, [hidden, cell])
+            hidden, states[0] = self.lstm(glimpse, states[0])
+            for n, lstm in enumerate(self.upper_lstm, 1):
+                hidden, states[n] = lstm(self.dropout(hidden, training=training), states[n])
             hiddens.append(hidden)
         weights = ops.stack(attention, axis=1) if attention else weights
         return ops.stack(hiddens, axis=1), maps(weights, mask, side)
 
     def get_config(self):
         own = {"units": self.units, "dropout": self.rate, "weight_decay": self.weight_decay, "pooling": self.pooling}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "cells": self.cells}
 
 
 @keras.saving.register_keras_serializable("action_attention")
@@ -156,27 +173,28 @@ class AttentionConvLSTM(keras.layers.Layer):
         c_t = softmax(s_t) over all locations;  h_t, cell_t = ConvLSTM(c_t X_t, (h_{t-1}, cell_{t-1}))
 
     Hidden and cell maps start at zero. The recurrence is that of Keras' `ConvLSTM2D`, 3x3, same padding, whose cell
-    holds the weights.
+    holds the weights. With several cells each reads the hidden map of the one below, and h_{t-1} is the uppermost's.
 
     Args:
         filters: U, of the ConvLSTM and of the hidden layer that scores.
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
+        cells: ConvLSTM cells on top of each other.
 
     Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, F, F, U)`.
     """
 
-    def __init__(self, filters, weight_decay=0.0, **kwargs):
+    def __init__(self, filters, weight_decay=0.0, cells=1, **kwargs):
         super().__init__(**kwargs)
-        self.filters, self.weight_decay = filters, weight_decay
+        self.filters, self.weight_decay, self.cells = filters, weight_decay, cells
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         # A Dense layer over the last axis is a 1x1 convolution.
         dense = {"kernel_regularizer": decay, "dtype": self.dtype_policy}
         self.from_frame = keras.layers.Dense(filters, name="conv_x", **dense)
         self.from_hidden = keras.layers.Dense(filters, use_bias=False, name="conv_h", **dense)
         self.to_scores = keras.layers.Dense(1, use_bias=False, name="conv_score", **dense)
-        self.cell = keras.layers.ConvLSTM2D(
-            filters, 3, padding="same", kernel_regularizer=decay, recurrent_regularizer=decay, dtype=self.dtype_policy
-        ).cell
+        conv = {**dense, "recurrent_regularizer": decay, "padding": "same"}
+        self.cell = keras.layers.ConvLSTM2D(filters, 3, **conv).cell
+        self.upper = [keras.layers.ConvLSTM2D(filters, 3, **conv).cell for _ in range(1, cells)]
 
     def build(self, features_shape, mask_shape=None):
         _, _, height, width, channels = features_shape
@@ -184,34 +202,46 @@ class AttentionConvLSTM(keras.layers.Layer):
         self.from_hidden.build((None, self.filters))
         self.to_scores.build((None, self.filters))
         self.cell.build((None, height, width, channels))
+        for cell in self.upper:
+            cell.build((None, height, width, self.filters))
         self.built = True
 
     def call(self, features, mask, training=None):
         (frames, height, width), cube = features.shape[1:4], flatten_locations(features)
         from_frames = self.from_frame(cube)
-        hidden = cell = ops.zeros_like(from_frames[:, 0])
+        hidden = ops.zeros_like(from_frames[:, 0])
+        states = [(hidden, hidden)] * self.cells
         # A convolution is a matrix product over each location's neighbourhood. Written so its gradient by the kernel is
         # a product too, which on CPUs is three times as fast as TensorFlow's gradient of a convolution.
         picked = ops.cast(neighbourhoods(height, width), hidden.dtype)
-        kernel = ops.concatenate([self.cell.kernel, self.cell.recurrent_kernel], axis=2)
-        kernel = ops.cast(ops.reshape(kernel, (-1, 4 * self.filters)), hidden.dtype)
-        bias = ops.cast(self.cell.bias, hidden.dtype)
-        hiddens, attention = [], []
-        for t in range(frames):
-            scores = self.to_scores(ops.tanh(from_frames[:, t] + self.from_hidden(hidden)))
-            attention.append(ops.softmax(scores[..., 0]))
-            around = ops.matmul(picked, ops.concatenate([cube[:, t] * attention[-1][..., None], hidden], axis=-1))
+        kernels = [ops.concatenate([cell.kernel, cell.recurrent_kernel], axis=2) for cell in (self.cell, *self.upper)]
+        kernels = [ops.cast(ops.reshape(kernel, (-1, 4 * self.filters)), hidden.dtype) for kernel in kernels]
+        biases = [ops.cast(cell.bias, hidden.dtype) for cell in (self.cell, *self.upper)]
+
+        def conv_lstm(inputs, state, kernel, bias):
+            hidden, cell = state
+            around = ops.matmul(picked, ops.concatenate([inputs, hidden], axis=-1))
             gates = ops.matmul(ops.reshape(around, (-1, kernel.shape[0])), kernel) + bias
             gates = ops.reshape(gates, (-1, height * width, 4 * self.filters))
             keep_in, forget, candidate, keep_out = ops.split(gates, 4, axis=-1)
             cell = ops.sigmoid(forget) * cell + ops.sigmoid(keep_in) * ops.tanh(candidate)
-            hidden = ops.sigmoid(keep_out) * ops.tanh(cell)
+            return ops.sigmoid(keep_out) * ops.tanh(cell), cell
+
+        hiddens, attention = [], []
+        for t in range(frames):
+            scores = self.to_scores(ops.tanh(from_frames[:, t] + self.from_hidden(hidden)))
+            attention.append(ops.softmax(scores[..., 0]))
+            below = cube[:, t] * attention[-1][..., None]
+            for n, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+                states[n] = conv_lstm(below, states[n], kernel, bias)
+                below = hidden = states[n][0]
             hiddens.append(hidden)
         hidden = ops.reshape(ops.stack(hiddens, axis=1), (-1, frames, height, width, self.filters))
         return hidden, maps(ops.stack(attention, axis=1), mask, height)
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "weight_decay": self.weight_decay}
+        own = {"filters": self.filters, "weight_decay": self.weight_decay, "cells": self.cells}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("action_attention")

@@ -26,6 +26,7 @@ class ActionModel(keras.Model):
         motion: `none`, or `difference` to append how much each cube differs from the one before it.
         head: how hidden maps become what the classifier sees (ConvALSTM; hidden vectors go there as they are):
             `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
+        cells: recurrent cells on top of each other; the attention reads the uppermost. Nothing to `softmax`.
 
     Call arguments:
         inputs: `{"features": (B, T, F, F, D) float, "mask": (B, T) bool}`; the mask is true for real frames.
@@ -43,6 +44,7 @@ class ActionModel(keras.Model):
         normalize="none",
         motion="none",
         head="flatten",
+        cells=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -51,9 +53,9 @@ class ActionModel(keras.Model):
                 raise ValueError(f"one of {', '.join(allowed)} is expected. Received: {value!r}")
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
-            "normalize": normalize, "motion": motion, "head": head,
+            "normalize": normalize, "motion": motion, "head": head, "cells": cells,
         }  # fmt: skip
-        self.core = self.make_core(lstm_units, dropout, weight_decay, dtype=self.dtype_policy)
+        self.core = self.make_core(lstm_units, dropout, weight_decay, cells, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         # float32 under mixed precision too: the loss is a logarithm of these
@@ -63,7 +65,7 @@ class ActionModel(keras.Model):
                 CONV_HEAD_FILTERS, 3, activation="relu", kernel_regularizer=decay, dtype=self.dtype_policy, name="head"
             )
 
-    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
         """The layer that this model consists of."""
         raise AttributeError(f"{type(self).__name__} defines no core")
 
@@ -95,39 +97,39 @@ class ActionModel(keras.Model):
 class ALSTM(ActionModel):
     """Soft attention, then an LSTM (Sharma et al. 2016, arXiv 1511.04119)."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, dtype=dtype)
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
+        return AttentionLSTM(lstm_units, dropout, weight_decay, cells=cells, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")
 class ConvALSTM(ActionModel):
     """Attention and LSTM kept convolutional (VideoLSTM's appearance part, Li et al. 2018, arXiv 1607.01794)."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, dtype):
-        return AttentionConvLSTM(lstm_units, weight_decay, dtype=dtype)
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
+        return AttentionConvLSTM(lstm_units, weight_decay, cells, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")
 class AverageLSTM(ActionModel):
     """Control: ALSTM whose attention is uniform."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, pooling="mean", dtype=dtype)
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
+        return AttentionLSTM(lstm_units, dropout, weight_decay, "mean", cells, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")
 class MaxLSTM(ActionModel):
     """Control: ALSTM whose glimpse is the maximum over locations of each channel."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, pooling="max", dtype=dtype)
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
+        return AttentionLSTM(lstm_units, dropout, weight_decay, "max", cells, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")
 class SoftmaxRegression(ActionModel):
     """Control: every frame classified by itself, from its mean over locations."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, dtype):
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
         return MeanPooling(dtype=dtype)
 
 

@@ -25,6 +25,10 @@ from action_attention.models import build_model
 PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then every so many
 
 
+class DivergedError(UserError):
+    """The loss is no longer a finite number."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Hyper-parameters; the defaults are the tutorial's table (README, "Hyper-parameters") for ALSTM."""
@@ -40,6 +44,8 @@ class TrainConfig:
     normalize: str = "none"
     motion: str = "none"
     head: str = "flatten"
+    cells: int = 1
+    mirror: bool = False
     learning_rate: float = 1e-4
     epochs: int = 100
     patience: int = 5
@@ -60,6 +66,8 @@ class TrainConfig:
             raise UserError(
                 f"--head={given['head']} is for conv_alstm; the hidden states of {model} are vectors already"
             )
+        if given.get("cells", 1) != 1 and model == "softmax":
+            raise UserError(f"--cells={given['cells']} is for the recurrent models; softmax has no cell")
         return cls(model, **{**table.get(model, {}), **given})
 
 
@@ -71,6 +79,7 @@ def train(
     *,
     about: dict | None = None,
     read_frames=None,
+    callbacks: list[keras.callbacks.Callback] | None = None,
     resume: bool = False,
     verbose: int = 0,
 ) -> dict:
@@ -85,6 +94,7 @@ def train(
         run_dir: the run directory.
         about: further entries of `run.json`, such as the names of dataset and split.
         read_frames: name of a video -> its sampled frames (uint8 RGB) or None; for the pictures in TensorBoard.
+        callbacks: further ones, called after an epoch's state is written.
         resume: go on from the last finished epoch of the run that is there.
         verbose: Keras' progress bar, 0 or 1.
 
@@ -93,6 +103,7 @@ def train(
 
     Raises:
         UserError: the run directory holds a run and `resume` is not asked for, or that run is another one.
+        DivergedError: a loss is not finite.
     """
     classes = class_names(split["train"])
     keras.utils.set_random_seed(config.seed)
@@ -102,7 +113,7 @@ def train(
         "classes": classes,
         "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},
         "videos": {subset: len(videos) for subset, videos in split.items()},
-        **_provenance(),
+        **provenance(),
         **(about or {}),
     }
     if (run_dir / "run.json").exists():
@@ -118,7 +129,7 @@ def train(
     model = new_model(config, len(classes))
     compile_model(model, config)
     first_epoch = state.restore(model)
-    callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state]
+    callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state, *(callbacks or [])]
     if split["validation"]:
         callbacks.insert(0, VideoValidation(run_dir / "logs" / "validation", config, validation, classes, read_frames))
     logging.info(
@@ -128,7 +139,9 @@ def train(
     )  # fmt: skip
     if not state.finished(first_epoch):
         model.fit(
-            training.shuffled_batches(config.batch_size, config.seed, range(first_epoch, config.epochs)),
+            training.shuffled_batches(
+                config.batch_size, config.seed, range(first_epoch, config.epochs), mirror=config.mirror
+            ),
             initial_epoch=first_epoch,
             epochs=config.epochs,
             steps_per_epoch=training.steps(config.batch_size),
@@ -148,7 +161,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
     try:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
-            normalize=config.normalize, motion=config.motion, head=config.head,
+            normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)
@@ -226,7 +239,7 @@ class RunState(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {key: float(value) for key, value in logs.items()}
         if not np.isfinite(logs["loss"]):
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {logs['loss']} in epoch {epoch}; {self.run_dir} keeps the state of the epoch before, "
                 "try a smaller --learning_rate"
             )
@@ -262,10 +275,11 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
     if not resume:
         raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
     there = json.loads((run_dir / "run.json").read_text())
+    config = asdict(TrainConfig(**there["config"]))  # with the defaults of what a run of an older version does not say
     for key, value in run["config"].items():
-        if key not in ("epochs", "patience") and there["config"].get(key) != value:
+        if key not in ("epochs", "patience") and config[key] != value:
             raise UserError(
-                f"{run_dir} was trained with {key}={there['config'].get(key)}, now {key}={value} is asked for; "
+                f"{run_dir} was trained with {key}={config[key]}, now {key}={value} is asked for; "
                 "resume with the same settings, or give another --run_dir"
             )
     if there["cache"]["fingerprint"] != run["cache"]["fingerprint"]:
@@ -274,12 +288,12 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
         )
 
 
-def _provenance() -> dict:
+def provenance() -> dict:
     """Versions, machine and git revision."""
     where = Path(__file__).parent
     git = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "git": git.stdout.strip() or "unknown",
-        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy")},
+        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
     }

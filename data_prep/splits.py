@@ -102,7 +102,7 @@ def write_lists(folder: Path, tags: dict[str, int], number: int = 1) -> None:
 
 def make_tags(videos: list[str], seed: int) -> dict[str, int]:
     """A seeded split into TRAIN and TEST, stratified by class, clips of one source on one side."""
-    train, test = _fold(videos, TEST_FOLDS, seed)
+    train, test = next(_folds(videos, TEST_FOLDS, seed))
     return dict.fromkeys(train, TRAIN) | dict.fromkeys(test, TEST)
 
 
@@ -127,7 +127,7 @@ def make_split(tags: dict[str, int], validation: str, seed: int) -> dict[str, li
     if held_out and validation != "source":
         raise UserError(f"the split names its validation videos, so --validation={validation} cannot be had with it")
     if validation == "source" and not held_out:
-        train, held_out = _fold(train, VALIDATION_FOLDS, seed)
+        train, held_out = next(_folds(train, VALIDATION_FOLDS, seed))
     elif validation == "tutorial":
         labels = [name.split("/")[0] for name in test]
         held_out, test = train_test_split(test, train_size=TUTORIAL_VALIDATION, stratify=labels, random_state=seed)
@@ -143,6 +143,15 @@ def copies_across(split: dict[str, list[str]], sha256: dict[str, str]) -> list[t
     return sorted(pairs)
 
 
+def validation_folds(split: dict[str, list[str]], folds: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Pairs of training and validation videos, so that each of `train` and `validation` validates once.
+
+    All clips of a source film are in one fold. There are fewer `folds` where a class has fewer videos. The test videos
+    are in none. Raises UserError if there are too few films to divide.
+    """
+    return list(_folds(sorted(split["train"] + split["validation"]), folds, seed))
+
+
 def source_of(video: str) -> str:
     """The film that a clip `<class>/<film>_<class>_...` was cut from; the whole name where it does not tell."""
     class_name, file_name = video.split("/")
@@ -150,13 +159,13 @@ def source_of(video: str) -> str:
     return film if found else video
 
 
-def _fold(videos: list[str], folds: int, seed: int) -> tuple[list[str], list[str]]:
-    """Splits off about one `folds`-th of the videos, stratified by class, whole sources at a time."""
+def _folds(videos: list[str], folds: int, seed: int) -> Iterator[tuple[list[str], list[str]]]:
+    """Splits off each `folds`-th of the videos in turn, stratified by class, whole sources at a time."""
     classes = [name.split("/")[0] for name in videos]
     sources = [source_of(name) for name in videos]
     most = min(*np.unique(classes, return_counts=True)[1], len(set(sources)))
     if most < 2:
         raise UserError("one class has a single video, or all come from one film: nothing to divide; add videos")
     splitter = StratifiedGroupKFold(min(folds, most), shuffle=True, random_state=seed)
-    kept, held_out = next(splitter.split(videos, classes, sources))
-    return [videos[index] for index in kept], [videos[index] for index in held_out]
+    for kept, held_out in splitter.split(videos, classes, sources):
+        yield [videos[index] for index in kept], [videos[index] for index in held_out]

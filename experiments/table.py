@@ -27,7 +27,7 @@ UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row d
 
 def read_result(run_dir: Path, subset: str = "test") -> dict:
     """The metrics of an evaluated run and how it was trained, without what only the machine that made it knows."""
-    run, _ = read_run(run_dir)
+    run, _ = read_run(run_dir, of_frames=False)
     path = run_dir / "eval" / subset / "metrics.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={run_dir}`")
@@ -44,11 +44,13 @@ def markdown(results: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for runs in _rows(results):
-        epochs, seconds = (np.mean([run[key] for run in runs]) for key in ("epochs", "seconds"))
         top1 = np.array([run["video_top1"] for run in runs])
-        shown = [*_mean_and_interval(top1, runs[0]["video_top1_ci95"])]
-        shown += [f"{np.mean([run[column] for run in runs]):.1%}" for column in COLUMNS]
-        lines.append(f"| {' | '.join([*_about(runs), *shown])} | {epochs:.0f} epochs, {seconds:.0f} s |")
+        shown = [*_about(runs), *_mean_and_interval(top1, runs[0]["video_top1_ci95"])]
+        means = [_mean(runs, column) for column in COLUMNS]
+        shown += ["-" if mean is None else f"{mean:.1%}" for mean in means]
+        epochs, seconds = _mean(runs, "epochs"), _mean(runs, "seconds")
+        shown.append(f"{'' if epochs is None else f'{epochs:.0f} epochs, '}{seconds:.0f} s")
+        lines.append(f"| {' | '.join(shown)} |")
     if any(result["weights"] == "random" for result in results):
         lines.append(f"\n{RANDOM_WEIGHTS}")
     return "\n".join(lines)
@@ -88,9 +90,15 @@ def _about(runs: list[dict]) -> list[str]:
     if first["validation"] == "tutorial":
         where += f" ({TUTORIAL})"
     defaults = asdict(TrainConfig.for_model(first["model"]))
-    config = {key: value for key, value in first["config"].items() if key not in UNNAMED and value != defaults[key]}
+    config = {key: value for key, value in first["config"].items() if key not in UNNAMED and value != defaults.get(key)}
     settings = "".join(f", {key}={value}" for key, value in config.items())
     return [where, first["model"] + settings, str(len(runs))]
+
+
+def _mean(runs: list[dict], key: str) -> float | None:
+    """The mean over runs; None if a model has no such figure (an SVM has no epochs and decides of videos only)."""
+    values = [run[key] for run in runs]
+    return None if None in values else float(np.mean(values))
 
 
 def _mean_and_interval(values: np.ndarray, interval_of_one: list[float] | None) -> list[str]:

@@ -16,6 +16,7 @@ from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
 from action_attention.training import TrainConfig, train
 from data_prep import program
 from data_prep.splits import (
+    TEST,
     VALIDATION,
     VALIDATIONS,
     copies_across,
@@ -26,6 +27,10 @@ from data_prep.splits import (
     write_lists,
 )
 from data_prep.videos import frame_reader
+
+
+def _positive(name, default, text):
+    flags.DEFINE_integer(name, default, text, lower_bound=1)
 
 
 def _one_of(values):
@@ -43,6 +48,8 @@ HYPER_PARAMETERS = {
     "normalize": (_one_of(NORMALIZATIONS), "of the features: square root and L2 norm [none]"),
     "motion": (_one_of(MOTIONS), "append each cube's difference from the one before [none]"),
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
+    "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
+    "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
     "patience": (flags.DEFINE_integer, "epochs without better validation before stopping [5; conv_alstm 3]"),
@@ -53,38 +60,48 @@ HYPER_PARAMETERS = {
 DUPLICATES = ("allow", "drop_train", "error")
 
 
-def define_flags() -> None:
+def define_data_flags() -> None:
+    """The flags that say which videos train and which are tested."""
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
     flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt or CSV file; without it one is made")
     flags.DEFINE_integer("split", 1, "which of the lists", lower_bound=1)
-    flags.DEFINE_enum("model", "alstm", MODEL_NAMES, "the model")
-    flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
     flags.DEFINE_string("dataset", None, "name of the dataset in tables [name of the folder above the videos]")
-    flags.DEFINE_string("videos", None, "folder of the videos, for pictures [where they were extracted]")
-    flags.DEFINE_enum(
-        "validation", "source", VALIDATIONS, "by source film from the training list; from the test list; none"
-    )
     flags.DEFINE_bool("allow_missing", False, "train although the lists name videos that the cache lacks")
     flags.DEFINE_enum(
         "duplicates", "allow", DUPLICATES, "videos with the bytes of a held-out one: keep, as official; leave out; stop"
     )
-    flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
+
+
+def define_hyper_parameters(without: tuple[str, ...] = ()) -> None:
     for name, (define, text) in HYPER_PARAMETERS.items():
-        define(name, None, text)
+        if name not in without:
+            define(name, None, text)
     flags.DEFINE_enum(
         "vote", None, VOTES, "a video's class: its frames' most frequent one or by mean probability [mode]"
     )
+
+
+def define_flags() -> None:
+    define_data_flags()
+    flags.DEFINE_enum("model", "alstm", MODEL_NAMES, "the model")
+    flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
+    flags.DEFINE_string("videos", None, "folder of the videos, for pictures [where they were extracted]")
+    flags.DEFINE_enum(
+        "validation", "source", VALIDATIONS, "by source film from the training list; from the test list; none"
+    )
+    flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
+    define_hyper_parameters()
 
 
 def main() -> None:
     args = flags.FLAGS
     cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
     config = TrainConfig.for_model(args.model, vote=args.vote, **{name: args[name].value for name in HYPER_PARAMETERS})
-    split, about = choose_split(args, cache, run_dir, config.seed)
+    split, about = choose_split(args, cache, run_dir, config.seed, args.validation)
     videos = Path(args.videos or cache.source)
     if not videos.is_dir():
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
-    _write_flags(run_dir, config)
+    write_flags(run_dir, asdict(config))
     run = train(
         config, cache, split, run_dir, about=about, resume=args.resume, verbose=int(sys.stderr.isatty()),
         read_frames=frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None,
@@ -96,13 +113,19 @@ def main() -> None:
           + f", {run['seconds']:.0f} s; next: make eval RUN_DIR={run_dir}")  # fmt: skip
 
 
-def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[dict[str, list[str]], dict]:
-    """The lists of videos that the flags `args` ask for, and what `run.json` says of them."""
-    about = {"dataset": args.dataset or Path(cache.source).parent.name, "split": "made", "validation": args.validation}
+def choose_split(
+    args, cache: FeatureCache, run_dir: Path, seed: int, validation: str = "source", *, test: bool = True
+) -> tuple[dict[str, list[str]], dict]:
+    """The lists of videos that the flags `args` ask for, and what `run.json` says of them.
+
+    Without `test` the test videos are left out from the start: the cache need not hold them.
+    """
+    about = {"dataset": args.dataset or Path(cache.source).parent.name, "split": "made", "validation": validation}
     if args.splits:
         lists = Path(args.splits)
         about["split"] = lists.name if lists.is_file() else args.split
         tags = match_names(read_lists(lists, args.split), cache.videos)
+        tags = {name: tag for name, tag in tags.items() if test or tag != TEST}
         missing = sorted(name for name, tag in tags.items() if tag and name not in cache.videos)
         if missing:
             sentence = f"{cache.folder} lacks {len(missing)} videos of the lists: {', '.join(missing[:10])}"
@@ -118,8 +141,8 @@ def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[d
         lists = run_dir / "splits"
         if not lists.exists():
             write_lists(lists, make_tags(sorted(cache.videos), seed))
-        tags = read_lists(lists)
-    split = make_split(tags, args.validation, seed)
+        tags = {name: tag for name, tag in read_lists(lists).items() if test or tag != TEST}
+    split = make_split(tags, validation, seed)
     copies = copies_across(split, {name: video.file_sha256 for name, video in cache.videos.items()})
     if copies:
         sentence = f"{len(copies)} videos have the same bytes as a held-out one, such as {copies[0][0]}"
@@ -135,10 +158,9 @@ def choose_split(args, cache: FeatureCache, run_dir: Path, seed: int) -> tuple[d
     return split, about
 
 
-def _write_flags(run_dir: Path, config: TrainConfig) -> None:
+def write_flags(run_dir: Path, resolved: dict) -> None:
     """Every flag's value, defaults included, in a file for --flagfile; a run that is there already keeps its own."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    resolved = asdict(config)
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         value = resolved.get(flag.name, flag.value)

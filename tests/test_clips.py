@@ -87,3 +87,25 @@ def test_videos_that_are_not_there_are_named(cache):
 
 def test_class_ids_do_not_depend_on_the_order_of_videos():
     assert class_names(["b/1", "a/2", "b/3", "c/1"]) == class_names(["c/1", "b/3", "b/1", "a/2"]) == ["a", "b", "c"]
+
+
+def test_mirroring_turns_half_of_the_clips_anew_in_each_epoch_and_nothing_else(cache):
+    videos = sorted(cache.videos)
+    clips = Clips(cache, videos, class_names(videos), 1)  # clips of one frame: enough of them to count
+
+    def batches(epochs, mirror):
+        drawn = list(clips.shuffled_batches(8, 3, epochs, mirror=mirror))
+        return [np.concatenate([select(batch) for batch in drawn]) for select in (
+            lambda b: b[0]["features"], lambda b: b[1]["logits"], lambda b: b[0]["mask"])]  # fmt: skip
+
+    epochs = []
+    for epoch in (range(0, 1), range(1, 2)):
+        (plain, *others), (drawn, *drawn_others) = batches(epoch, False), batches(epoch, True)
+        for one, other in zip(others, drawn_others, strict=True):
+            np.testing.assert_array_equal(one, other)
+        turned = (plain != drawn).any(axis=(1, 2, 3, 4))
+        np.testing.assert_array_equal(drawn[turned], plain[turned][:, :, :, ::-1])
+        assert 0.25 < turned.mean() < 0.75
+        epochs.append((plain, drawn))
+    both = batches(range(0, 2), True)[0]
+    np.testing.assert_array_equal(both, np.concatenate([epochs[0][1], epochs[1][1]]))

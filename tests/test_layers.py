@@ -48,18 +48,21 @@ def lstm_step(inputs, hidden, cell, weights, prefix):
 
 def numpy_alstm(layer, features, *, reset_cell=False):
     """Sharma et al. 2016; with `reset_cell`, the tutorial's defect: the cell starts at zero in every frame."""
-    w = named(layer)
+    w, cells = named(layer), ["", *range(2, layer.cells + 1)]
     cube = features.reshape(len(features), FRAMES, SIDE * SIDE, CHANNELS).astype(np.float64)
     mean = cube.mean((1, 2))
-    hidden = np.tanh(mean @ w["mlp_h/kernel"] + w["mlp_h/bias"])
-    cell = np.tanh(mean @ w["mlp_c/kernel"] + w["mlp_c/bias"])
+    hidden = {n: np.tanh(mean @ w[f"mlp_h{n}/kernel"] + w[f"mlp_h{n}/bias"]) for n in cells}
+    cell = {n: np.tanh(mean @ w[f"mlp_c{n}/kernel"] + w[f"mlp_c{n}/bias"]) for n in cells}
     hiddens, maps = [], []
     for t in range(FRAMES):
-        mixed = cube[:, t].mean(1) @ w["mlp1/kernel"] + w["mlp1/bias"] + hidden @ w["mlp2/kernel"]
+        mixed = cube[:, t].mean(1) @ w["mlp1/kernel"] + w["mlp1/bias"] + hidden[cells[-1]] @ w["mlp2/kernel"]
         locations = softmax(np.tanh(mixed) @ w["mlp3/kernel"] + w["mlp3/bias"], axis=-1)
-        glimpse = np.einsum("bl,bld->bd", locations, cube[:, t])
-        hidden, cell = lstm_step(glimpse, hidden, np.zeros_like(cell) if reset_cell else cell, w, "lstm")
-        hiddens.append(hidden)
+        below = np.einsum("bl,bld->bd", locations, cube[:, t])
+        for n in cells:
+            before = np.zeros_like(cell[n]) if reset_cell else cell[n]
+            below, cell[n] = lstm_step(below, hidden[n], before, w, f"lstm{n}")
+            hidden[n] = below
+        hiddens.append(below)
         maps.append(locations.reshape(-1, SIDE, SIDE))
     return np.stack(hiddens, 1), np.stack(maps, 1)
 
@@ -78,20 +81,22 @@ def convolve(maps, kernel):
 def numpy_conv_alstm(layer, features, *, reset_cell=False):
     """VideoLSTM's appearance part; with `reset_cell`, its cell starts at zero in every frame."""
     w = named(layer)
-    (cell_name,) = {name.split("/")[0] for name in w if name.endswith("recurrent_kernel")}
-    hidden = cell = np.zeros((len(features), SIDE, SIDE, UNITS))
+    cells = [cell.get_weights() for cell in (layer.cell, *layer.upper)]
+    hidden = cell = [np.zeros((len(features), SIDE, SIDE, UNITS))] * len(cells)
     hiddens, maps = [], []
     for t in range(FRAMES):
         frame = features[:, t].astype(np.float64)
-        mixed = np.tanh(frame @ w["conv_x/kernel"] + w["conv_x/bias"] + hidden @ w["conv_h/kernel"])
+        mixed = np.tanh(frame @ w["conv_x/kernel"] + w["conv_x/bias"] + hidden[-1] @ w["conv_h/kernel"])
         locations = softmax((mixed @ w["conv_score/kernel"]).reshape(len(features), -1), axis=-1)
         attention = locations.reshape(-1, SIDE, SIDE)
-        gates = convolve(frame * attention[..., None], w[f"{cell_name}/kernel"])
-        gates = gates + convolve(hidden, w[f"{cell_name}/recurrent_kernel"]) + w[f"{cell_name}/bias"]
-        gate_in, forget, candidate, gate_out = np.split(gates, 4, axis=-1)
-        cell = sigmoid(forget) * (0 if reset_cell else cell) + sigmoid(gate_in) * np.tanh(candidate)
-        hidden = sigmoid(gate_out) * np.tanh(cell)
-        hiddens.append(hidden)
+        below, before, hidden, cell = frame * attention[..., None], [*zip(hidden, cell, strict=True)], [], []
+        for (last_hidden, last_cell), (kernel, recurrent, bias) in zip(before, cells, strict=True):
+            gates = convolve(below, kernel) + convolve(last_hidden, recurrent) + bias
+            gate_in, forget, candidate, gate_out = np.split(gates, 4, axis=-1)
+            cell.append(sigmoid(forget) * (0 if reset_cell else last_cell) + sigmoid(gate_in) * np.tanh(candidate))
+            below = sigmoid(gate_out) * np.tanh(cell[-1])
+            hidden.append(below)
+        hiddens.append(below)
         maps.append(attention)
     return np.stack(hiddens, 1), np.stack(maps, 1)
 
@@ -99,6 +104,8 @@ def numpy_conv_alstm(layer, features, *, reset_cell=False):
 RECURRENCES = {
     "alstm": (lambda: AttentionLSTM(UNITS, dropout=0.5, dtype="float64"), numpy_alstm),
     "conv_alstm": (lambda: AttentionConvLSTM(UNITS, dtype="float64"), numpy_conv_alstm),
+    "alstm of two cells": (lambda: AttentionLSTM(UNITS, dropout=0.5, cells=2, dtype="float64"), numpy_alstm),
+    "conv_alstm of two cells": (lambda: AttentionConvLSTM(UNITS, cells=2, dtype="float64"), numpy_conv_alstm),
 }
 
 

@@ -113,6 +113,18 @@ def test_motion_lets_a_model_without_memory_see_that_something_moves():
     assert np.abs(logits[:, 1] - logits[:, 2]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_further_cell_is_one_more_of_the_same_with_a_state_of_its_own(name, tmp_path):
+    """Reading U inputs: an LSTM of 4 U (2 U + 1) weights and two MLPs of 513 U, a ConvLSTM of 4 U (9 * 2 U + 1)."""
+    model, units = build_model(name, 4, 8, cells=3), 8
+    lstm, conv = 4 * units * (2 * units + 1) + 2 * 513 * units, 4 * units * (9 * 2 * units + 1)
+    more = {"softmax": 0, "conv_alstm": conv}.get(name, lstm)
+    assert model.count_params() - build_model(name, 4, 8).count_params() == 2 * more
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(model(clips())["logits"], loaded(clips())["logits"])
+
+
 @pytest.mark.parametrize(("head", "inputs"), [("flatten", 7 * 7 * 8), ("pool", 8), ("conv", 5 * 5 * CONV_HEAD_FILTERS)])
 def test_heads_decide_what_the_classifier_sees(head, inputs):
     assert build_model("conv_alstm", 4, 8, head=head).classifier.kernel.shape == (inputs, 4)

@@ -141,7 +141,7 @@ def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, t
     extract(root, tmp_path / "features", network)
     subsets = ["train", "train", "validation", "test"]
     lists.write_text("video,subset\n" + "".join(f"{name},{subsets[n % 4]}\n" for n, name in enumerate(names)))
-    args = SimpleNamespace(splits=lists, split=1, validation="source", dataset=None, allow_missing=False)
+    args = SimpleNamespace(splits=lists, split=1, dataset=None, allow_missing=False)
     cache = FeatureCache(tmp_path / "features")
     for policy, kept in (("allow", 6), ("drop_train", 5)):
         args.duplicates = policy

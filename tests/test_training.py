@@ -207,6 +207,24 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished, cache, sp
     assert (run_dir / "run.json").read_bytes() == before
 
 
+def test_cells_are_for_models_that_have_them():
+    with pytest.raises(UserError, match="--cells=2 is for the recurrent models; softmax has no cell"):
+        TrainConfig.for_model("softmax", cells=2)
+    assert TrainConfig.for_model("max_lstm", cells=2).cells == 2
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_resumes_with_their_defaults(finished, cache, split, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    written = json.loads((run_dir / "run.json").read_text())
+    for setting in ("cells", "head", "motion", "normalize"):
+        del written["config"][setting]
+    (run_dir / "run.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="trained with cells=1, now cells=2"):
+        train(config(cells=2), cache, split, run_dir, about=ABOUT, resume=True)
+    assert train(config(epochs=3), cache, split, run_dir, about=ABOUT, resume=True)["epochs"] == 3
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(cache, split, tmp_path):
     with pytest.raises(UserError, match="the loss is nan in epoch 0"):
         train(config(learning_rate=float("nan")), cache, split, tmp_path / "run", about=ABOUT)

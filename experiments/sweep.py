@@ -1,0 +1,325 @@
+"""Searches hyper-parameters on validation videos; the test videos are not even looked for in the cache.
+
+python -m experiments.sweep --features DIR --splits DIR --split 1 --model alstm --output DIR [--trials 30] [--workers 2]
+
+Whatever of `SPACE` is not given as a flag is searched, by Optuna's TPE after ten random trials; one trial has the
+table's values. A trial trains on each of `--folds` parts of the training list (by source film) for `--epochs` epochs;
+its value is the video accuracy on the rest, averaged over the folds, in the epoch where that is best. A trial whose
+first fold lags behind the median is stopped early.
+
+`--output` holds `study.db` (all trials; the same command goes on with it), `sweep.md` (a table), `best.flags` (for
+`experiments.train --flagfile`) and `logs` (TensorBoard's HParams).
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from tensorboard.plugins.hparams import api as hparams
+from tqdm import tqdm
+
+from action_attention.errors import UserError
+from action_attention.features import FeatureCache
+from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
+from action_attention.training import DivergedError, TrainConfig
+from action_attention.training import train as train_model
+from data_prep import program
+from data_prep.splits import validation_folds
+from experiments import train
+
+try:
+    import optuna
+    from optuna.trial import TrialState
+except ModuleNotFoundError:  # an extra; `main` says so
+    optuna = None
+
+# Choices, or the two ends of a logarithmic scale. The table's values (README, "Hyper-parameters") are among them.
+SPACE = {
+    "learning_rate": (3e-5, 3e-3),
+    "lstm_units": (64, 128, 256, 512),
+    "dropout": (0.0, 0.25, 0.5, 0.75),
+    "weight_decay": (0.0, 1e-6, 1e-5, 1e-4),
+    "normalize": NORMALIZATIONS,
+    "motion": MOTIONS,
+    "clip_length": (15, 30),
+    "cells": (1, 2, 3),
+    "attention_penalty": (0.0, 0.1, 0.5, 2.0),
+    "head": HEADS,
+}
+NOT_OF = {
+    "alstm": {"head"},
+    "conv_alstm": {"attention_penalty"},
+    "avg_lstm": {"head", "attention_penalty"},
+    "max_lstm": {"head", "attention_penalty"},
+    "softmax": {"head", "attention_penalty", "cells", "lstm_units"},
+}
+RANDOM_TRIALS = 10
+WARM_UP_EPOCHS = 2  # no trial is stopped before
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched, and where; a worker process gets this and nothing else."""
+
+    features: Path
+    output: Path
+    model: str
+    given: dict
+    folds: list[tuple[list[str], list[str]]]
+    by_source: bool  # what the folds are: of the training list by film, or the lists' own validation videos
+    epochs: int
+    seed: int
+
+    @property
+    def searched(self) -> list[str]:
+        return [name for name in SPACE if name not in NOT_OF[self.model] and name not in self.given]
+
+    def config(self, chosen: dict) -> TrainConfig:
+        """With a fixed number of epochs, so that the folds' epochs can be averaged."""
+        same = {"epochs": self.epochs, "patience": self.epochs, "seed": self.seed}
+        return TrainConfig.for_model(self.model, **{**self.given, **chosen, **same})
+
+    def scratch(self, number: int) -> Path:
+        return self.output / f"trial-{number}"
+
+    def storage(self):
+        """SQLite: what was committed survives a kill, and several processes may write."""
+        path = f"sqlite:///{(self.output / 'study.db').absolute()}"
+        return optuna.storages.RDBStorage(path, engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+def finished(study) -> list:
+    """Trials that count: complete ones and those that were stopped because they lagged behind."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def open_study(sweep: Sweep, identity: dict):
+    """The study in the output folder, a new one or that of an earlier run, whose half trials are set aside.
+
+    Raises UserError if the study there is another one.
+    """
+    study = optuna.create_study(storage=sweep.storage(), study_name="sweep", direction="maximize", load_if_exists=True)
+    there = study.user_attrs.get("identity", identity)
+    for key, value in identity.items():
+        if there[key] != value:
+            raise UserError(
+                f"{sweep.output} is a sweep with {key}={there[key]}, now {key}={value} is asked for; give it another "
+                "--output, or the same settings"
+            )
+    study.set_user_attr("identity", identity)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        shutil.rmtree(sweep.scratch(trial.number), ignore_errors=True)
+    table = {name: getattr(sweep.config({}), name) for name in sweep.searched}
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    if not waiting and all(trial.params != table for trial in finished(study)):
+        study.enqueue_trial(table)
+    return study
+
+
+def suggest(trial, name: str):
+    if name == "learning_rate":
+        return trial.suggest_float(name, *SPACE[name], log=True)
+    return trial.suggest_categorical(name, SPACE[name])
+
+
+def run_trial(trial, sweep: Sweep, cache: FeatureCache) -> float:
+    """Trains one choice on all folds; returns its value, keeps each fold's curve, or raises TrialPruned."""
+    chosen = {name: suggest(trial, name) for name in sweep.searched}
+    scratch, curves = sweep.scratch(trial.number), []
+    try:
+        for fold, (kept, held_out) in enumerate(sweep.folds):
+            keras.utils.clear_session()
+            train_model(
+                sweep.config(chosen), cache, {"train": kept, "validation": held_out, "test": []}, scratch / str(fold),
+                callbacks=[StopLagging(trial)] if fold == 0 else [],
+            )  # fmt: skip
+            history = json.loads((scratch / str(fold) / "history.json").read_text())
+            curves.append([epoch["val_video_top1"] for epoch in history])
+    except DivergedError as error:
+        raise optuna.TrialPruned(str(error)) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    trial.set_user_attr("curves", curves)
+    return float(np.mean(curves, axis=0).max())
+
+
+class StopLagging(keras.callbacks.Callback):
+    """Reports each epoch of the first fold and stops the trial if Optuna's median says so."""
+
+    def __init__(self, trial):
+        super().__init__()
+        self.trial = trial
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.trial.report(float(logs["val_video_top1"]), epoch)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def work(sweep: Sweep, tickets) -> None:
+    """Runs one trial for each ticket, a number of which no two finished trials have the same, until one is None."""
+    cache = FeatureCache(sweep.features)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=RANDOM_TRIALS // 2, n_warmup_steps=WARM_UP_EPOCHS)
+    for ticket in iter(tickets.get, None):
+        # a seed for each ticket: workers that begin together must not draw the same
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_TRIALS, seed=1000 * sweep.seed + ticket, constant_liar=True
+        )
+        study = optuna.load_study(study_name="sweep", storage=sweep.storage(), sampler=sampler, pruner=pruner)
+
+        def objective(trial, ticket=ticket):
+            trial.set_user_attr("ticket", ticket)
+            return run_trial(trial, sweep, cache)
+
+        study.optimize(objective, n_trials=1)
+    cache.close()
+
+
+def worker_process(sweep: Sweep, tickets) -> None:
+    """`work` in a process of its own, which ends when its parent does, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        work(sweep, tickets)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def missing_tickets(study, trials: int) -> list[int]:
+    """Those of `range(trials)` that no finished trial has: a half one's is given out again."""
+    done = {trial.user_attrs["ticket"] for trial in finished(study)}
+    return [ticket for ticket in range(trials) if ticket not in done]
+
+
+def search(sweep: Sweep, study, trials: int, workers: int) -> None:
+    """Lets worker processes run what is missing of `trials`, and keeps the table up to date meanwhile."""
+    missing = missing_tickets(study, trials)
+    workers = min(workers, len(missing))
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, workers)))
+    os.environ.update(TF_NUM_INTRAOP_THREADS=threads, OMP_NUM_THREADS=threads, TF_FORCE_GPU_ALLOW_GROWTH="true")
+    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+    tickets = context.SimpleQueue()
+    for ticket in [*missing, *[None] * workers]:
+        tickets.put(ticket)
+    processes = [context.Process(target=worker_process, args=(sweep, tickets), daemon=True) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    with tqdm(total=trials, initial=len(finished(study)), unit="trial", disable=None) as progress:
+        while alive := [process.sentinel for process in processes if process.is_alive()]:
+            connection.wait(alive, timeout=10)
+            progress.update(len(finished(study)) - progress.n)
+            write_results(sweep, study)
+    write_results(sweep, study)
+    if any(process.exitcode for process in processes):
+        raise UserError(f"a worker died after {len(finished(study))} of {trials} trials; the same command goes on")
+
+
+def write_results(sweep: Sweep, study) -> None:
+    """`sweep.md`, `best.flags`, and TensorBoard's files of complete trials that have none yet."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return
+    complete = sorted(complete, key=lambda trial: -trial.value)
+    curves = {trial.number: np.array(trial.user_attrs["curves"]) for trial in complete}
+    epochs = {number: int(curve.mean(axis=0).argmax()) + 1 for number, curve in curves.items()}
+    about = (
+        f"{sweep.model}, {len(complete)} complete trials and {len(finished(study)) - len(complete)} stopped early; "
+        f"video accuracy on validation videos, {len(sweep.folds)} folds. The best of many flatters: what counts is the "
+        "test accuracy of a run made with best.flags."
+    )
+    lines = [
+        f"{about}\n",
+        f"| trial | validation video top-1 | folds | epochs | {' | '.join(sweep.searched)} |",
+        "|---" * (4 + len(sweep.searched)) + "|",
+    ]
+    for trial in complete:
+        of_folds = " ".join(f"{value:.1%}" for value in curves[trial.number][:, epochs[trial.number] - 1])
+        values = [trial.params[name] for name in sweep.searched]
+        shown = [trial.number, f"{trial.value:.1%}", of_folds, epochs[trial.number]]
+        shown += [f"{value:.2g}" if isinstance(value, float) else value for value in values]
+        lines.append(f"| {' | '.join(map(str, shown))} |")
+    (sweep.output / "sweep.md").write_text("\n".join(lines) + "\n")
+
+    best = complete[0]
+    settings = {"model": sweep.model, **sweep.given, **best.params, "epochs": epochs[best.number]}
+    if sweep.by_source:
+        settings["validation"] = "none"  # train on all videos of the training list
+    lines = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
+    header = f"# Trial {best.number} of a sweep, {best.value:.1%} on validation videos; {about}"
+    (sweep.output / "best.flags").write_text("\n".join([header, *lines]) + "\n")
+
+    for trial in complete:
+        folder = sweep.output / "logs" / f"trial-{trial.number:04}"
+        if folder.exists():
+            continue
+        with tf.summary.create_file_writer(str(folder)).as_default():
+            hparams.hparams(trial.params, trial_id=str(trial.number))
+            for epoch, value in enumerate(curves[trial.number].mean(axis=0)):
+                tf.summary.scalar("validation/video_top1", value, step=epoch)
+            tf.summary.scalar("validation/best_video_top1", trial.value, step=0)
+
+
+def define_flags() -> None:
+    train.define_data_flags()
+    train.define_hyper_parameters(without=("epochs", "patience"))
+    flags.adopt_module_key_flags(train)
+    flags.DEFINE_enum("model", "alstm", MODEL_NAMES, "the model")
+    flags.DEFINE_string("output", None, "folder of the sweep, the only place that output goes to", required=True)
+    flags.DEFINE_integer("trials", 30, "trials in all, with those of earlier runs in --output", lower_bound=1)
+    flags.DEFINE_integer("folds", 3, "parts of the training list, each of which validates once", lower_bound=2)
+    flags.DEFINE_integer("epochs", 15, "of each training", lower_bound=1)
+    flags.DEFINE_integer("workers", 1, "processes that train at the same time; they share the cores", lower_bound=1)
+
+
+def main() -> None:
+    if optuna is None:
+        raise UserError("a sweep needs Optuna, which is not installed; pip install optuna does that")
+    args = flags.FLAGS
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    cache, output = FeatureCache(Path(args.features)), Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    given = {name: args[name].value for name in (*train.HYPER_PARAMETERS, "vote") if name not in ("epochs", "patience")}
+    given = {name: value for name, value in given.items() if value is not None}
+    seed = given.pop("seed", 0)
+    split, about = train.choose_split(args, cache, output, seed, test=False)
+    by_source = about["validation"] == "source"
+    folds = validation_folds(split, args.folds, seed) if by_source else [(split["train"], split["validation"])]
+    sweep = Sweep(cache.folder, output, args.model, given, folds, by_source, args.epochs, seed)
+    identity = {"model": args.model, "features": cache.fingerprint, "split": about["split"], "folds": len(folds)}
+    identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": sweep.searched}
+    cache.close()
+    with (output / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another sweep is at work in {output}; wait, or give another --output") from None
+        study = open_study(sweep, identity)
+        search(sweep, study, args.trials, args.workers)
+    if not (output / "best.flags").exists():
+        raise UserError(f"no trial of {output} was completed; is the learning rate too large?")
+    print((output / "sweep.md").read_text())
+    print(f"next: make train MODEL={args.model} ARGS=--flagfile={output / 'best.flags'}")
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags, "the same command goes on; trials that were not finished begin anew")

@@ -1,0 +1,64 @@
+"""The SVM control: what it pools, how it chooses, and that its run directory stands in a table and nowhere else."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from test_programs import run, succeeds
+
+from action_attention.errors import UserError
+from action_attention.evaluation import evaluate, read_predictions
+from experiments import table
+from experiments.svm import choose_penalty, fit, pool, predict
+
+
+def test_a_video_is_the_root_of_its_mean_and_of_its_mean_change_each_of_norm_1():
+    cubes = np.random.default_rng(0).random((6, 7, 7, 512)).astype(np.float16)
+    mean, change = (part.mean(axis=(0, 1, 2), dtype=np.float64) for part in (cubes, np.abs(np.diff(cubes, axis=0))))
+    pooled = pool(cubes, "sqrt_l2", "difference")
+    np.testing.assert_allclose(pooled[:512], np.sqrt(mean / mean.sum()), rtol=1e-3)
+    np.testing.assert_allclose(pooled[512:], np.sqrt(change / change.sum()), rtol=1e-3)
+    np.testing.assert_allclose(pool(cubes, "l2", "none"), mean / np.linalg.norm(mean), rtol=1e-3)
+    assert not pool(cubes[:1], "l2", "difference")[512:].any()  # a single frame does not change
+
+
+def test_the_penalty_is_the_smallest_of_those_that_are_best_on_the_videos_held_out():
+    """A rare class close to a frequent one: with C up to 1 the SVM leaves it out, with 3 and with 10 it is found."""
+    random = np.random.default_rng(0)
+    names = [f"{name}/{number}" for name, count in (("leap", 40), ("nod", 4)) for number in range(count)]
+    vectors = {name: np.array([0.4 * name.startswith("nod"), 0.02 * random.random()]) for name in names}
+    assert choose_penalty(vectors, [(names[half::2], names[1 - half :: 2]) for half in (0, 1)]) == (3.0, 1.0)
+
+
+@pytest.mark.parametrize("classes", [["leap", "nod"], ["leap", "nod", "spin"]])
+def test_a_decision_is_the_svms_own(classes):
+    random = np.random.default_rng(0)
+    names = [f"{name}/{number}" for name in classes for number in range(8)]
+    vectors = {name: random.normal(classes.index(name.split("/")[0]), 1, 5) for name in names}
+    svm = fit(vectors, names, 1.0)
+    predictions = predict(svm, vectors, names, classes)
+    decided = [classes[prediction.probabilities[0].argmax()] for prediction in predictions]
+    assert decided == list(svm.predict(list(vectors.values())))
+
+
+def test_a_run_of_it_stands_in_a_table_and_is_refused_where_frames_are_needed(cache_folder, cache, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = ("--features", cache_folder, "--run_dir", run_dir, "--dataset=tiny", "--motion=difference")
+    said = succeeds("experiments.svm", *arguments)
+    metrics = json.loads((run_dir / "eval" / "test" / "metrics.json").read_text())
+    row = f"| tiny, split made, {metrics['videos']} test videos | svm | 1 | {metrics['video_top1']:.1%} |"
+    assert row in said
+    assert " | - | - | " in said
+    assert table.markdown([table.read_result(run_dir)]) in said
+    with (run_dir / "eval" / "test" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["video"] for row in rows] == json.loads((run_dir / "split.json").read_text())["test"]
+    assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(metrics["video_top1"])
+    for needs_frames in (lambda: evaluate(run_dir, cache), lambda: read_predictions(run_dir)):
+        with pytest.raises(UserError, match="is a run of svm, which decides on whole videos and says nothing of their"):
+            needs_frames()
+    before = (run_dir / "run.json").read_bytes()
+    done = run("experiments.svm", *arguments)
+    assert (done.returncode, (run_dir / "run.json").read_bytes()) == (1, before)
+    assert "already holds a run; give another --run_dir" in done.stderr
