@@ -190,7 +190,6 @@ def work(sweep: Sweep, tickets) -> None:
 
 def worker_process(sweep: Sweep, tickets) -> None:
     """`work` in a process of its own, which ends when its parent does, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
     def end_with_parent():
         multiprocessing.parent_process().join()
@@ -222,13 +221,16 @@ def search(sweep: Sweep, study, trials: int, workers: int) -> None:
     for ticket in [*missing, *[None] * workers]:
         tickets.put(ticket)
     processes = [context.Process(target=worker_process, args=(sweep, tickets), daemon=True) for _ in range(workers)]
+    at_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers' too: Ctrl-C is for this process only
     for process in processes:
         process.start()
+    signal.signal(signal.SIGINT, at_interrupt)
     with tqdm(total=trials, initial=len(finished(study)), unit="trial", disable=None) as progress:
         while alive := [process.sentinel for process in processes if process.is_alive()]:
             connection.wait(alive, timeout=10)
-            progress.update(len(finished(study)) - progress.n)
-            write_results(sweep, study)
+            if len(finished(study)) > progress.n:
+                progress.update(len(finished(study)) - progress.n)
+                write_results(sweep, study)
     write_results(sweep, study)
     if any(process.exitcode for process in processes):
         raise UserError(f"a worker died after {len(finished(study))} of {trials} trials; the same command goes on")

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_programs import ROOT, succeeds
 
 from action_attention.errors import UserError
@@ -19,6 +21,7 @@ from action_attention.features import FeatureCache
 from data_prep.splits import validation_folds
 from experiments import sweep as program
 from experiments.sweep import Sweep, finished, missing_tickets, open_study, work, write_results
+from experiments.train import choose_split
 
 optuna = pytest.importorskip("optuna")
 SMALL = {"clip_length": 6, "batch_size": 8}
@@ -64,7 +67,26 @@ def test_a_sweep_tries_the_table_and_leaves_a_table_flags_and_hparams(cache_fold
     epochs = 1 + int(np.mean(best.user_attrs["curves"], axis=0).argmax())
     expected = {"model": "softmax", **SMALL, **best.params, "epochs": epochs, "validation": "none"}
     assert kept == {name: str(value) for name, value in expected.items()}
-    assert len(list(sweep.output.glob("logs/trial-000?/events*"))) == 2  # each once
+    for trial in (first, second):
+        (file,) = sweep.output.glob(f"logs/trial-{trial.number:04}/events*")  # once
+        events = EventAccumulator(str(file))
+        events.Reload()
+        assert "_hparams_/session_start_info" in events.Tags()["tensors"]
+        (value,) = events.Tensors("validation/best_video_top1")
+        assert tf.make_ndarray(value.tensor_proto) == pytest.approx(trial.value)
+
+
+def test_only_a_split_without_test_videos_can_be_had_from_a_cache_without_them(cache, tmp_path):
+    for name in cache.videos:
+        class_name, file_name = name.split("/")
+        with (tmp_path / f"{class_name}_test_split1.txt").open("a") as file:
+            file.write(f"{file_name} 1 \nfilm9_{file_name} 2 \n")
+    args = SimpleNamespace(splits=tmp_path, split=1, dataset=None, allow_missing=False, duplicates="allow")
+    split, about = choose_split(args, cache, tmp_path, 0, test=False)
+    assert sorted(split["train"] + split["validation"]) == sorted(cache.videos)
+    assert (split["test"], about["split"]) == ([], 1)
+    with pytest.raises(UserError, match="lacks 12 videos of the lists: leap/film9_"):
+        choose_split(args, cache, tmp_path, 0)
 
 
 def test_a_half_trial_counts_nowhere_and_its_ticket_is_given_out_again(cache_folder, tmp_path):
