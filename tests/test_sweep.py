@@ -32,7 +32,7 @@ def a_sweep(cache_folder, output, **given):
     cache = FeatureCache(cache_folder)
     folds = validation_folds({"train": sorted(cache.videos), "validation": []}, 2, 0)
     cache.close()
-    return Sweep(cache_folder, output, "softmax", {**SMALL, **given}, folds, True, epochs=2, seed=0)
+    return Sweep(cache_folder, output, {"split": 1}, "softmax", {**SMALL, **given}, folds, True, epochs=2, seed=0)
 
 
 def do(sweep, *tickets):
@@ -65,7 +65,7 @@ def test_a_sweep_tries_the_table_and_leaves_a_table_flags_and_hparams(cache_fold
     assert rows[1].startswith(f"| {best.number} | {best.value:.1%} |")
     kept = settings(sweep.output / "best.flags")
     epochs = 1 + int(np.mean(best.user_attrs["curves"], axis=0).argmax())
-    expected = {"model": "softmax", **SMALL, **best.params, "epochs": epochs, "validation": "none"}
+    expected = {"split": 1, "model": "softmax", **SMALL, **best.params, "epochs": epochs, "validation": "none"}
     assert kept == {name: str(value) for name, value in expected.items()}
     for trial in (first, second):
         (file,) = sweep.output.glob(f"logs/trial-{trial.number:04}/events*")  # once
@@ -163,5 +163,7 @@ def test_a_killed_sweep_goes_on_and_never_looks_for_test_videos(cache_folder, tm
     assert {"COMPLETE", "FAIL"} <= set(states()) <= {"COMPLETE", "PRUNED", "FAIL"}
     assert "softmax, 6 complete trials and 0 stopped early" in said
     assert len({json.dumps(trial.params) for trial in finished(study)}) == 6
-    train = ("--flagfile", output / "best.flags", "--features", cache_folder, "--run_dir", tmp_path / "run")
-    succeeds("experiments.train", *train)
+    # with the flags it trains on all training videos of the same lists
+    train = ("--flagfile", output / "best.flags", "--run_dir", tmp_path / "run")
+    succeeds("experiments.train", *train, "--allow_missing")
+    assert len(json.loads((tmp_path / "run" / "split.json").read_text())["train"]) == 12
