@@ -8,7 +8,7 @@ its value is the video accuracy on the rest, averaged over the folds, in the epo
 first fold lags behind the median is stopped early.
 
 `--output` holds `study.db` (all trials; the same command goes on with it), `sweep.md` (a table), `best.flags` (for
-`experiments.train --flagfile`) and `logs` (TensorBoard's HParams).
+`experiments.train --flagfile`, with all training videos) and `logs` (TensorBoard's HParams).
 """
 
 import fcntl
@@ -75,8 +75,9 @@ class Sweep:
 
     features: Path
     output: Path
+    data: dict  # the flags that say which videos
     model: str
-    given: dict
+    given: dict  # hyper-parameters that are not searched
     folds: list[tuple[list[str], list[str]]]
     by_source: bool  # what the folds are: of the training list by film, or the lists' own validation videos
     epochs: int
@@ -190,7 +191,6 @@ def work(sweep: Sweep, tickets) -> None:
 
 def worker_process(sweep: Sweep, tickets) -> None:
     """`work` in a process of its own, which ends when its parent does, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
     def end_with_parent():
         multiprocessing.parent_process().join()
@@ -222,13 +222,16 @@ def search(sweep: Sweep, study, trials: int, workers: int) -> None:
     for ticket in [*missing, *[None] * workers]:
         tickets.put(ticket)
     processes = [context.Process(target=worker_process, args=(sweep, tickets), daemon=True) for _ in range(workers)]
+    at_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers' too: Ctrl-C is for this process only
     for process in processes:
         process.start()
+    signal.signal(signal.SIGINT, at_interrupt)
     with tqdm(total=trials, initial=len(finished(study)), unit="trial", disable=None) as progress:
         while alive := [process.sentinel for process in processes if process.is_alive()]:
             connection.wait(alive, timeout=10)
-            progress.update(len(finished(study)) - progress.n)
-            write_results(sweep, study)
+            if len(finished(study)) > progress.n:
+                progress.update(len(finished(study)) - progress.n)
+                write_results(sweep, study)
     write_results(sweep, study)
     if any(process.exitcode for process in processes):
         raise UserError(f"a worker died after {len(finished(study))} of {trials} trials; the same command goes on")
@@ -261,7 +264,7 @@ def write_results(sweep: Sweep, study) -> None:
     (sweep.output / "sweep.md").write_text("\n".join(lines) + "\n")
 
     best = complete[0]
-    settings = {"model": sweep.model, **sweep.given, **best.params, "epochs": epochs[best.number]}
+    settings = {**sweep.data, "model": sweep.model, **sweep.given, **best.params, "epochs": epochs[best.number]}
     if sweep.by_source:
         settings["validation"] = "none"  # train on all videos of the training list
     lines = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
@@ -304,7 +307,10 @@ def main() -> None:
     split, about = train.choose_split(args, cache, output, seed, test=False)
     by_source = about["validation"] == "source"
     folds = validation_folds(split, args.folds, seed) if by_source else [(split["train"], split["validation"])]
-    sweep = Sweep(cache.folder, output, args.model, given, folds, by_source, args.epochs, seed)
+    data = {name: args[name].value for name in ("features", "split", "dataset", "allow_missing", "duplicates")}
+    data["splits"] = args.splits or output / "splits"  # where those that were made are
+    data = {name: value for name, value in data.items() if value is not None}
+    sweep = Sweep(cache.folder, output, data, args.model, given, folds, by_source, args.epochs, seed)
     identity = {"model": args.model, "features": cache.fingerprint, "split": about["split"], "folds": len(folds)}
     identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": sweep.searched}
     cache.close()
@@ -318,7 +324,7 @@ def main() -> None:
     if not (output / "best.flags").exists():
         raise UserError(f"no trial of {output} was completed; is the learning rate too large?")
     print((output / "sweep.md").read_text())
-    print(f"next: make train MODEL={args.model} ARGS=--flagfile={output / 'best.flags'}")
+    print(f"next: python -m experiments.train --flagfile={output / 'best.flags'} --run_dir DIR")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_programs import ROOT, succeeds
 
 from action_attention.errors import UserError
@@ -19,6 +21,7 @@ from action_attention.features import FeatureCache
 from data_prep.splits import validation_folds
 from experiments import sweep as program
 from experiments.sweep import Sweep, finished, missing_tickets, open_study, work, write_results
+from experiments.train import choose_split
 
 optuna = pytest.importorskip("optuna")
 SMALL = {"clip_length": 6, "batch_size": 8}
@@ -29,7 +32,7 @@ def a_sweep(cache_folder, output, **given):
     cache = FeatureCache(cache_folder)
     folds = validation_folds({"train": sorted(cache.videos), "validation": []}, 2, 0)
     cache.close()
-    return Sweep(cache_folder, output, "softmax", {**SMALL, **given}, folds, True, epochs=2, seed=0)
+    return Sweep(cache_folder, output, {"split": 1}, "softmax", {**SMALL, **given}, folds, True, epochs=2, seed=0)
 
 
 def do(sweep, *tickets):
@@ -62,9 +65,28 @@ def test_a_sweep_tries_the_table_and_leaves_a_table_flags_and_hparams(cache_fold
     assert rows[1].startswith(f"| {best.number} | {best.value:.1%} |")
     kept = settings(sweep.output / "best.flags")
     epochs = 1 + int(np.mean(best.user_attrs["curves"], axis=0).argmax())
-    expected = {"model": "softmax", **SMALL, **best.params, "epochs": epochs, "validation": "none"}
+    expected = {"split": 1, "model": "softmax", **SMALL, **best.params, "epochs": epochs, "validation": "none"}
     assert kept == {name: str(value) for name, value in expected.items()}
-    assert len(list(sweep.output.glob("logs/trial-000?/events*"))) == 2  # each once
+    for trial in (first, second):
+        (file,) = sweep.output.glob(f"logs/trial-{trial.number:04}/events*")  # once
+        events = EventAccumulator(str(file))
+        events.Reload()
+        assert "_hparams_/session_start_info" in events.Tags()["tensors"]
+        (value,) = events.Tensors("validation/best_video_top1")
+        assert tf.make_ndarray(value.tensor_proto) == pytest.approx(trial.value)
+
+
+def test_only_a_split_without_test_videos_can_be_had_from_a_cache_without_them(cache, tmp_path):
+    for name in cache.videos:
+        class_name, file_name = name.split("/")
+        with (tmp_path / f"{class_name}_test_split1.txt").open("a") as file:
+            file.write(f"{file_name} 1 \nfilm9_{file_name} 2 \n")
+    args = SimpleNamespace(splits=tmp_path, split=1, dataset=None, allow_missing=False, duplicates="allow")
+    split, about = choose_split(args, cache, tmp_path, 0, test=False)
+    assert sorted(split["train"] + split["validation"]) == sorted(cache.videos)
+    assert (split["test"], about["split"]) == ([], 1)
+    with pytest.raises(UserError, match="lacks 12 videos of the lists: leap/film9_"):
+        choose_split(args, cache, tmp_path, 0)
 
 
 def test_a_half_trial_counts_nowhere_and_its_ticket_is_given_out_again(cache_folder, tmp_path):
@@ -141,5 +163,7 @@ def test_a_killed_sweep_goes_on_and_never_looks_for_test_videos(cache_folder, tm
     assert {"COMPLETE", "FAIL"} <= set(states()) <= {"COMPLETE", "PRUNED", "FAIL"}
     assert "softmax, 6 complete trials and 0 stopped early" in said
     assert len({json.dumps(trial.params) for trial in finished(study)}) == 6
-    train = ("--flagfile", output / "best.flags", "--features", cache_folder, "--run_dir", tmp_path / "run")
-    succeeds("experiments.train", *train)
+    # with the flags it trains on all training videos of the same lists
+    train = ("--flagfile", output / "best.flags", "--run_dir", tmp_path / "run")
+    succeeds("experiments.train", *train, "--allow_missing")
+    assert len(json.loads((tmp_path / "run" / "split.json").read_text())["train"]) == 12
