@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 POOLINGS = ("attention", "mean", "max")
+INITIAL_STATES = ("zeros", "clip")
 
 
 def flatten_locations(features):
@@ -172,20 +173,26 @@ class AttentionConvLSTM(keras.layers.Layer):
         s_t = w * tanh(W_x * X_t + W_h * h_{t-1} + b)          1x1 convolutions, a score for each location
         c_t = softmax(s_t) over all locations;  h_t, cell_t = ConvLSTM(c_t X_t, (h_{t-1}, cell_{t-1}))
 
-    Hidden and cell maps start at zero. The recurrence is that of Keras' `ConvLSTM2D`, 3x3, same padding, whose cell
-    holds the weights. With several cells each reads the hidden map of the one below, and h_{t-1} is the uppermost's.
+    Hidden and cell maps start at zero, or, as the convolutional counterpart of ALSTM's MLPs, at 1x1 convolutions of the
+    clip's mean cube: tanh(W_h * mean_t X_t) and tanh(W_c * mean_t X_t) for each cell. The recurrence is that of Keras'
+    `ConvLSTM2D`, 3x3, same padding, whose cell holds the weights. With several cells each reads the hidden map of the
+    one below, and h_{t-1} is the uppermost's.
 
     Args:
         filters: U, of the ConvLSTM and of the hidden layer that scores.
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
         cells: ConvLSTM cells on top of each other.
+        initial: where the states start, `zeros` or `clip`.
+        dropout: rate at the input of the convolutions that make the initial states.
 
     Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, F, F, U)`.
     """
 
-    def __init__(self, filters, weight_decay=0.0, cells=1, **kwargs):
+    def __init__(self, filters, weight_decay=0.0, cells=1, initial="zeros", dropout=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.filters, self.weight_decay, self.cells = filters, weight_decay, cells
+        if initial not in INITIAL_STATES:
+            raise ValueError(f"initial must be one of {INITIAL_STATES}. Received: initial={initial!r}")
+        self.filters, self.weight_decay, self.cells, self.initial = filters, weight_decay, cells, initial
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         # A Dense layer over the last axis is a 1x1 convolution.
         dense = {"kernel_regularizer": decay, "dtype": self.dtype_policy}
@@ -195,6 +202,9 @@ class AttentionConvLSTM(keras.layers.Layer):
         conv = {**dense, "recurrent_regularizer": decay, "padding": "same"}
         self.cell = keras.layers.ConvLSTM2D(filters, 3, **conv).cell
         self.upper = [keras.layers.ConvLSTM2D(filters, 3, **conv).cell for _ in range(1, cells)]
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        count = 2 * cells if initial == "clip" else 0
+        self.initial_states = [keras.layers.Dense(filters, "tanh", name=f"initial{n}", **dense) for n in range(count)]
 
     def build(self, features_shape, mask_shape=None):
         _, _, height, width, channels = features_shape
@@ -204,13 +214,20 @@ class AttentionConvLSTM(keras.layers.Layer):
         self.cell.build((None, height, width, channels))
         for cell in self.upper:
             cell.build((None, height, width, self.filters))
+        for convolution in self.initial_states:
+            convolution.build((None, channels))
         self.built = True
 
     def call(self, features, mask, training=None):
         (frames, height, width), cube = features.shape[1:4], flatten_locations(features)
         from_frames = self.from_frame(cube)
-        hidden = ops.zeros_like(from_frames[:, 0])
-        states = [(hidden, hidden)] * self.cells
+        states = [ops.zeros_like(from_frames[:, 0])] * (2 * self.cells)
+        if self.initial == "clip":
+            real = ops.cast(mask, cube.dtype)[..., None, None]
+            clip_means = ops.sum(cube * real, axis=1) / ops.sum(real, axis=1)
+            states = [make(self.dropout(clip_means, training=training)) for make in self.initial_states]
+        states = list(zip(states[::2], states[1::2], strict=True))
+        hidden = states[-1][0]
         # A convolution is a matrix product over each location's neighbourhood. Written so its gradient by the kernel is
         # a product too, which on CPUs is three times as fast as TensorFlow's gradient of a convolution.
         picked = ops.cast(neighbourhoods(height, width), hidden.dtype)
@@ -241,7 +258,7 @@ class AttentionConvLSTM(keras.layers.Layer):
 
     def get_config(self):
         own = {"filters": self.filters, "weight_decay": self.weight_decay, "cells": self.cells}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "initial": self.initial, "dropout": self.dropout.rate}
 
 
 @keras.saving.register_keras_serializable("action_attention")

@@ -26,6 +26,7 @@ class ActionModel(keras.Model):
         motion: `none`, or `difference` to append how much each cube differs from the one before it.
         head: how hidden maps become what the classifier sees (ConvALSTM; hidden vectors go there as they are):
             `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
+        initial: where ConvALSTM's states start, at `zeros` or at convolutions of the `clip`'s mean cube, as ALSTM's do.
         cells: recurrent cells on top of each other; the attention reads the uppermost. Nothing to `softmax`.
 
     Call arguments:
@@ -45,6 +46,7 @@ class ActionModel(keras.Model):
         motion="none",
         head="flatten",
         cells=1,
+        initial="zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -54,6 +56,7 @@ class ActionModel(keras.Model):
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
             "normalize": normalize, "motion": motion, "head": head, "cells": cells,
+            "initial": initial,
         }  # fmt: skip
         self.core = self.make_core(lstm_units, dropout, weight_decay, cells, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -106,7 +109,7 @@ class ConvALSTM(ActionModel):
     """Attention and LSTM kept convolutional (VideoLSTM's appearance part, Li et al. 2018, arXiv 1607.01794)."""
 
     def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionConvLSTM(lstm_units, weight_decay, cells, dtype=dtype)
+        return AttentionConvLSTM(lstm_units, weight_decay, cells, self._settings["initial"], dropout, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")

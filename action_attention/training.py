@@ -45,6 +45,7 @@ class TrainConfig:
     motion: str = "none"
     head: str = "flatten"
     cells: int = 1
+    initial: str = "zeros"
     mirror: bool = False
     learning_rate: float = 1e-4
     epochs: int = 100
@@ -62,10 +63,9 @@ class TrainConfig:
             "conv_alstm": {"lstm_units": 256, "epochs": 20, "patience": 3},
         }
         given = {key: value for key, value in overrides.items() if value is not None}
-        if given.get("head", "flatten") != "flatten" and model != "conv_alstm":
-            raise UserError(
-                f"--head={given['head']} is for conv_alstm; the hidden states of {model} are vectors already"
-            )
+        for key, default in (("head", "flatten"), ("initial", "zeros")):
+            if given.get(key, default) != default and model != "conv_alstm":
+                raise UserError(f"--{key}={given[key]} is for conv_alstm; {model} has hidden vectors, not maps")
         if given.get("cells", 1) != 1 and model == "softmax":
             raise UserError(f"--cells={given['cells']} is for the recurrent models; softmax has no cell")
         return cls(model, **{**table.get(model, {}), **given})
@@ -162,6 +162,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
             normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
+            initial=config.initial,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)

@@ -11,6 +11,7 @@ from absl import flags
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
+from action_attention.layers import INITIAL_STATES
 from action_attention.metrics import VOTES
 from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
 from action_attention.training import TrainConfig, train
@@ -49,6 +50,7 @@ HYPER_PARAMETERS = {
     "motion": (_one_of(MOTIONS), "append each cube's difference from the one before [none]"),
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
     "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
+    "initial": (_one_of(INITIAL_STATES), "conv_alstm's first states: zeros, or from the clip's mean cube [zeros]"),
     "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),

@@ -82,7 +82,11 @@ def numpy_conv_alstm(layer, features, *, reset_cell=False):
     """VideoLSTM's appearance part; with `reset_cell`, its cell starts at zero in every frame."""
     w = named(layer)
     cells = [cell.get_weights() for cell in (layer.cell, *layer.upper)]
-    hidden = cell = [np.zeros((len(features), SIDE, SIDE, UNITS))] * len(cells)
+    states = [np.zeros((len(features), SIDE, SIDE, UNITS))] * (2 * len(cells))
+    if layer.initial == "clip":
+        clip_mean = features.astype(np.float64).mean(axis=1)
+        states = [np.tanh(clip_mean @ w[f"initial{n}/kernel"] + w[f"initial{n}/bias"]) for n in range(len(states))]
+    hidden, cell = states[::2], states[1::2]
     hiddens, maps = [], []
     for t in range(FRAMES):
         frame = features[:, t].astype(np.float64)
@@ -105,6 +109,10 @@ RECURRENCES = {
     "alstm": (lambda: AttentionLSTM(UNITS, dropout=0.5, dtype="float64"), numpy_alstm),
     "conv_alstm": (lambda: AttentionConvLSTM(UNITS, dtype="float64"), numpy_conv_alstm),
     "alstm of two cells": (lambda: AttentionLSTM(UNITS, dropout=0.5, cells=2, dtype="float64"), numpy_alstm),
+    "conv_alstm from the clip's mean": (
+        lambda: AttentionConvLSTM(UNITS, cells=2, initial="clip", dropout=0.5, dtype="float64"),
+        numpy_conv_alstm,
+    ),
     "conv_alstm of two cells": (lambda: AttentionConvLSTM(UNITS, cells=2, dtype="float64"), numpy_conv_alstm),
 }
 

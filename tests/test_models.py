@@ -82,7 +82,8 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"normalize": "sqrt_l2", "motion": "difference"}, {"head": "conv"}, {"head": "pool"}]
+    "settings",
+    [{"normalize": "sqrt_l2", "motion": "difference"}, {"head": "conv", "initial": "clip"}, {"head": "pool"}],
 )
 def test_further_settings_survive_saving(settings, tmp_path):
     model = build_model("conv_alstm", 4, 8, **settings)
