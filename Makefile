@@ -48,6 +48,7 @@ demo: setup  ## sample dataset -> features -> three models -> one table, in minu
 	@$(python) -m experiments.table $(foreach model,softmax alstm conv_alstm,--run_dir $(DEMO)/runs/$(model))
 	@printf '\nEvery run has its own folder in $(DEMO)/runs: eval/test/attention.png shows where the model looked,\n'
 	@printf 'eval/test/confusion.png what it took for what (softmax: the pairs that are each other reversed in time).\n'
+	@printf 'Watch them: make report RUN_DIR="$(DEMO)/runs/alstm $(DEMO)/runs/conv_alstm" REPORT=$(DEMO)/report\n'
 	@printf 'Next: make tensorboard RUNS=$(DEMO)/runs, or your own videos: README, "Your own videos".\n'
 
 demo-model:
