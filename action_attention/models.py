@@ -26,8 +26,6 @@ class ActionModel(keras.Model):
         motion: `none`, or `difference` to append how much each cube differs from the one before it.
         head: how hidden maps become what the classifier sees (ConvALSTM; hidden vectors go there as they are):
             `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
-        channel_dropout: rate at which whole channels of a clip's features are dropped, the same in all its frames and
-            locations (spatial dropout, Tompson et al. 2015, arXiv 1411.4280).
         initial: where ConvALSTM's states start, at `zeros` or at convolutions of the `clip`'s mean cube, as ALSTM's do.
         cells: recurrent cells on top of each other; the attention reads the uppermost. Nothing to `softmax`.
 
@@ -49,7 +47,6 @@ class ActionModel(keras.Model):
         head="flatten",
         cells=1,
         initial="zeros",
-        channel_dropout=0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -59,11 +56,8 @@ class ActionModel(keras.Model):
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
             "normalize": normalize, "motion": motion, "head": head, "cells": cells,
-            "initial": initial, "channel_dropout": channel_dropout,
+            "initial": initial,
         }  # fmt: skip
-        self.channel_dropout = keras.layers.SpatialDropout3D(
-            channel_dropout, data_format="channels_last", dtype=self.dtype_policy
-        )
         self.core = self.make_core(lstm_units, dropout, weight_decay, cells, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
@@ -84,7 +78,6 @@ class ActionModel(keras.Model):
             features = sqrt_l2(features)
         if self._settings["motion"] == "difference":
             features = with_motion(features)
-        features = self.channel_dropout(features, training=training)
         hidden, attention = self.core(features, mask, training=training)
         if len(hidden.shape) == 5:
             hidden = self._vectors(hidden, training)

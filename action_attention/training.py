@@ -46,7 +46,6 @@ class TrainConfig:
     head: str = "flatten"
     cells: int = 1
     initial: str = "zeros"
-    channel_dropout: float = 0.0
     mirror: bool = False
     learning_rate: float = 1e-4
     epochs: int = 100
@@ -163,7 +162,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
             normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
-            initial=config.initial, channel_dropout=config.channel_dropout,
+            initial=config.initial,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)

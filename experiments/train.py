@@ -51,7 +51,6 @@ HYPER_PARAMETERS = {
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
     "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
     "initial": (_one_of(INITIAL_STATES), "conv_alstm's first states: zeros, or from the clip's mean cube [zeros]"),
-    "channel_dropout": (flags.DEFINE_float, "of whole channels of a clip's features [0]"),
     "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),

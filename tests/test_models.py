@@ -134,14 +134,3 @@ def test_heads_decide_what_the_classifier_sees(head, inputs):
 def test_an_unknown_setting_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"flatten, conv, pool.*Received: 'mean'"):
         build_model("conv_alstm", 4, head="mean")
-
-
-def test_channel_dropout_drops_whole_channels_of_a_clip_and_only_in_training():
-    features = np.ones((3, 6, 7, 7, 512), np.float32)
-    layer = build_model("alstm", 4, 8, channel_dropout=0.5).channel_dropout
-    dropped = np.array(layer(features, training=True))
-    of_channel = dropped[:, :1, :1, :1]
-    np.testing.assert_array_equal(dropped, np.broadcast_to(of_channel, dropped.shape))
-    assert set(np.unique(of_channel)) == {0.0, 2.0}
-    assert (of_channel[0] != of_channel[1]).any()
-    np.testing.assert_array_equal(layer(features, training=False), features)
