@@ -183,16 +183,19 @@ class AttentionConvLSTM(keras.layers.Layer):
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
         cells: ConvLSTM cells on top of each other.
         initial: where the states start, `zeros` or `clip`.
+        rescale: weigh the cube by F*F c_t, whose mean is 1, in place of c_t: uniform attention passes the cube on as it
+            is, and there is nothing to gain in mere size from looking at few locations. The maps returned are c_t.
         dropout: rate at the input of the convolutions that make the initial states.
 
     Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, F, F, U)`.
     """
 
-    def __init__(self, filters, weight_decay=0.0, cells=1, initial="zeros", dropout=0.0, **kwargs):
+    def __init__(self, filters, weight_decay=0.0, cells=1, initial="zeros", rescale=False, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
         if initial not in INITIAL_STATES:
             raise ValueError(f"initial must be one of {INITIAL_STATES}. Received: initial={initial!r}")
-        self.filters, self.weight_decay, self.cells, self.initial = filters, weight_decay, cells, initial
+        self.filters, self.weight_decay, self.cells = filters, weight_decay, cells
+        self.initial, self.rescale = initial, rescale
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         # A Dense layer over the last axis is a 1x1 convolution.
         dense = {"kernel_regularizer": decay, "dtype": self.dtype_policy}
@@ -248,7 +251,7 @@ class AttentionConvLSTM(keras.layers.Layer):
         for t in range(frames):
             scores = self.to_scores(ops.tanh(from_frames[:, t] + self.from_hidden(hidden)))
             attention.append(ops.softmax(scores[..., 0]))
-            below = cube[:, t] * attention[-1][..., None]
+            below = cube[:, t] * (attention[-1][..., None] * (height * width if self.rescale else 1))
             for n, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
                 states[n] = conv_lstm(below, states[n], kernel, bias)
                 below = hidden = states[n][0]
@@ -258,7 +261,8 @@ class AttentionConvLSTM(keras.layers.Layer):
 
     def get_config(self):
         own = {"filters": self.filters, "weight_decay": self.weight_decay, "cells": self.cells}
-        return {**super().get_config(), **own, "initial": self.initial, "dropout": self.dropout.rate}
+        own |= {"initial": self.initial, "rescale": self.rescale, "dropout": self.dropout.rate}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("action_attention")

@@ -28,6 +28,7 @@ class ActionModel(keras.Model):
             `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
         initial: where ConvALSTM's states start, at `zeros` or at convolutions of the `clip`'s mean cube, as ALSTM's do.
         cells: recurrent cells on top of each other; the attention reads the uppermost. Nothing to `softmax`.
+        rescale: weigh ConvALSTM's cube by attention of mean 1 in place of attention of sum 1.
 
     Call arguments:
         inputs: `{"features": (B, T, F, F, D) float, "mask": (B, T) bool}`; the mask is true for real frames.
@@ -47,6 +48,7 @@ class ActionModel(keras.Model):
         head="flatten",
         cells=1,
         initial="zeros",
+        rescale=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -56,7 +58,7 @@ class ActionModel(keras.Model):
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
             "normalize": normalize, "motion": motion, "head": head, "cells": cells,
-            "initial": initial,
+            "initial": initial, "rescale": rescale,
         }  # fmt: skip
         self.core = self.make_core(lstm_units, dropout, weight_decay, cells, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -109,7 +111,8 @@ class ConvALSTM(ActionModel):
     """Attention and LSTM kept convolutional (VideoLSTM's appearance part, Li et al. 2018, arXiv 1607.01794)."""
 
     def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionConvLSTM(lstm_units, weight_decay, cells, self._settings["initial"], dropout, dtype=dtype)
+        own = {key: self._settings[key] for key in ("initial", "rescale")}
+        return AttentionConvLSTM(lstm_units, weight_decay, cells, **own, dropout=dropout, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")

@@ -46,6 +46,7 @@ class TrainConfig:
     head: str = "flatten"
     cells: int = 1
     initial: str = "zeros"
+    rescale: bool = False
     mirror: bool = False
     learning_rate: float = 1e-4
     epochs: int = 100
@@ -63,7 +64,7 @@ class TrainConfig:
             "conv_alstm": {"lstm_units": 256, "epochs": 20, "patience": 3},
         }
         given = {key: value for key, value in overrides.items() if value is not None}
-        for key, default in (("head", "flatten"), ("initial", "zeros")):
+        for key, default in (("head", "flatten"), ("initial", "zeros"), ("rescale", False)):
             if given.get(key, default) != default and model != "conv_alstm":
                 raise UserError(f"--{key}={given[key]} is for conv_alstm; {model} has hidden vectors, not maps")
         if given.get("cells", 1) != 1 and model == "softmax":
@@ -162,7 +163,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
             normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
-            initial=config.initial,
+            initial=config.initial, rescale=config.rescale,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)

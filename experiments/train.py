@@ -51,6 +51,7 @@ HYPER_PARAMETERS = {
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
     "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
     "initial": (_one_of(INITIAL_STATES), "conv_alstm's first states: zeros, or from the clip's mean cube [zeros]"),
+    "rescale": (flags.DEFINE_bool, "weigh conv_alstm's cube by attention of mean 1, not of sum 1 [false]"),
     "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),

@@ -93,7 +93,8 @@ def numpy_conv_alstm(layer, features, *, reset_cell=False):
         mixed = np.tanh(frame @ w["conv_x/kernel"] + w["conv_x/bias"] + hidden[-1] @ w["conv_h/kernel"])
         locations = softmax((mixed @ w["conv_score/kernel"]).reshape(len(features), -1), axis=-1)
         attention = locations.reshape(-1, SIDE, SIDE)
-        below, before, hidden, cell = frame * attention[..., None], [*zip(hidden, cell, strict=True)], [], []
+        weights = attention * (SIDE * SIDE if layer.rescale else 1)
+        below, before, hidden, cell = frame * weights[..., None], [*zip(hidden, cell, strict=True)], [], []
         for (last_hidden, last_cell), (kernel, recurrent, bias) in zip(before, cells, strict=True):
             gates = convolve(below, kernel) + convolve(last_hidden, recurrent) + bias
             gate_in, forget, candidate, gate_out = np.split(gates, 4, axis=-1)
@@ -109,8 +110,8 @@ RECURRENCES = {
     "alstm": (lambda: AttentionLSTM(UNITS, dropout=0.5, dtype="float64"), numpy_alstm),
     "conv_alstm": (lambda: AttentionConvLSTM(UNITS, dtype="float64"), numpy_conv_alstm),
     "alstm of two cells": (lambda: AttentionLSTM(UNITS, dropout=0.5, cells=2, dtype="float64"), numpy_alstm),
-    "conv_alstm from the clip's mean": (
-        lambda: AttentionConvLSTM(UNITS, cells=2, initial="clip", dropout=0.5, dtype="float64"),
+    "conv_alstm from the clip's mean, rescaled": (
+        lambda: AttentionConvLSTM(UNITS, cells=2, initial="clip", rescale=True, dropout=0.5, dtype="float64"),
         numpy_conv_alstm,
     ),
     "conv_alstm of two cells": (lambda: AttentionConvLSTM(UNITS, cells=2, dtype="float64"), numpy_conv_alstm),

@@ -83,7 +83,11 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"normalize": "sqrt_l2", "motion": "difference"}, {"head": "conv", "initial": "clip"}, {"head": "pool"}],
+    [
+        {"normalize": "sqrt_l2", "motion": "difference"},
+        {"head": "conv", "initial": "clip", "rescale": True},
+        {"head": "pool"},
+    ],
 )
 def test_further_settings_survive_saving(settings, tmp_path):
     model = build_model("conv_alstm", 4, 8, **settings)
@@ -97,9 +101,10 @@ def test_further_settings_survive_saving(settings, tmp_path):
 def test_normalized_features_have_no_scale(name):
     model, inputs = build_model(name, 4, 8, normalize="sqrt_l2"), clips()
     brighter = {**inputs, "features": inputs["features"] * np.float16(4)}
-    np.testing.assert_allclose(model(inputs)["logits"], model(brighter)["logits"], atol=1e-5)
+    # the normalisation's epsilon is 1e-6 of a mean square of about 0.05
+    np.testing.assert_allclose(model(inputs)["logits"], model(brighter)["logits"], atol=1e-3)
     plain = build_model(name, 4, 8)
-    assert np.abs(plain(inputs)["logits"] - plain(brighter)["logits"]).max() > 1e-3
+    assert np.abs(plain(inputs)["logits"] - plain(brighter)["logits"]).max() > 1e-2
 
 
 def test_motion_lets_a_model_without_memory_see_that_something_moves():
