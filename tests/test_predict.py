@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,9 +96,12 @@ def run_make(folder, **variables):
         "runpy.run_module(module, run_name='__main__')\n"
     )
     command = ["make", "-o", "setup", "predict", f"VENV={folder / 'venv'}"]
+    # the tests may run under `make test` themselves, and this make is not to be its child
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS")
     return subprocess.run(
         [*command, *(f"{key}={value}" for key, value in variables.items())],
         cwd=ROOT, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if key not in outer},
     )  # fmt: skip
 
 
