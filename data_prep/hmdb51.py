@@ -34,7 +34,8 @@ BLOCK_BYTES = 1 << 16  # what a broken connection loses at most
 UNPACKED_BYTES = 20 * 10**9  # the dataset has 2 GB; an archive may hold it twice over, as archives and unpacked
 NESTED_ARCHIVES = 2  # the original nests one archive per class
 LIST_NAME = re.compile(r".+_test_split[123]\.txt")
-UNREADABLE = (zipfile.BadZipFile, zlib.error, rarfile.Error, EOFError, NotImplementedError, RuntimeError)
+# RuntimeError: what zipfile raises for an encrypted member or a compression that it does not know
+UNREADABLE = (zipfile.BadZipFile, zlib.error, rarfile.Error, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True)
