@@ -92,8 +92,13 @@ class Clips:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def load(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features float16 `(B, T, 7, 7, 512)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips."""
+    def load(
+        self, indices: np.ndarray, mirrored: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features float16 `(B, T, 7, 7, 512)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips.
+
+        The cubes of those that are `mirrored`, bool `(B,)`, are turned left to right.
+        """
         features = np.empty((len(indices), self.clip_length, *CUBE_SHAPE), np.float16)
         mask = np.zeros((len(indices), self.clip_length), bool)
         labels = np.full((len(indices), self.clip_length), PADDING, np.int32)
@@ -104,6 +109,8 @@ class Clips:
             mask[row, : clip.frames] = True
             if self.labels[clip.video] is not None:
                 labels[row, : clip.frames] = self.labels[clip.video]
+        if mirrored is not None:
+            features[mirrored] = features[mirrored, :, :, ::-1]
         return features, mask, labels
 
     def steps(self, batch_size: int) -> int:
@@ -123,29 +130,21 @@ class Clips:
 
         def of_epoch(epoch):
             key = [seed, tf.cast(epoch, tf.int32)]
-            order = tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=key)
-            mirrored = tf.random.stateless_uniform([len(self)], key) < 0.5
-            return tf.data.Dataset.from_tensor_slices((tf.cast(order, tf.int64), mirrored)).batch(batch_size)
+            drawn = [tf.cast(tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=key), tf.int64)]
+            if mirror:
+                drawn.append(tf.random.stateless_uniform([len(self)], key) < 0.5)
+            return tf.data.Dataset.from_tensor_slices(tuple(drawn)).batch(batch_size)
 
-        drawn = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch)
-        batches = self._dataset(drawn.map(lambda order, mirrored: order))
-        if not mirror:
-            return batches
-        return tf.data.Dataset.zip(batches, drawn.map(lambda order, mirrored: mirrored)).map(_mirror)
+        return self._dataset(tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch))
 
-    def _dataset(self, indices: tf.data.Dataset) -> tf.data.Dataset:
-        def load(batch):
-            features, mask, labels = tf.numpy_function(self.load, [batch], (tf.float16, tf.bool, tf.int32))
+    def _dataset(self, drawn: tf.data.Dataset) -> tf.data.Dataset:
+        """Batches of clips from batches of what `load` takes."""
+
+        def load(*arguments):
+            features, mask, labels = tf.numpy_function(self.load, arguments, (tf.float16, tf.bool, tf.int32))
             features.set_shape((None, self.clip_length, *CUBE_SHAPE))
             mask.set_shape((None, self.clip_length))
             labels.set_shape((None, self.clip_length))
             return {"features": features, "mask": mask}, {"logits": labels, "attention": mask}
 
-        return indices.map(load).prefetch(4)
-
-
-def _mirror(batch, mirrored):
-    inputs, targets = batch
-    features = inputs["features"]
-    features = tf.where(mirrored[:, None, None, None, None], tf.reverse(features, axis=[3]), features)
-    return {**inputs, "features": features}, targets
+        return drawn.map(load).prefetch(4)

@@ -109,14 +109,7 @@ def train(
     classes = class_names(split["train"])
     keras.utils.set_random_seed(config.seed)
     tf.config.experimental.enable_op_determinism()
-    run = {
-        "config": asdict(config),
-        "classes": classes,
-        "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},
-        "videos": {subset: len(videos) for subset, videos in split.items()},
-        **provenance(),
-        **(about or {}),
-    }
+    run = {**describe(asdict(config), cache, split), **(about or {})}
     if (run_dir / "run.json").exists():
         _check_resumable(run_dir, run, resume)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -290,12 +283,16 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
         )
 
 
-def provenance() -> dict:
-    """Versions, machine and git revision."""
-    where = Path(__file__).parent
-    git = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+def describe(config: dict, cache: FeatureCache, split: dict[str, list[str]]) -> dict:
+    """What `run.json` says of any run: its settings, classes, features and videos, versions, machine, git revision."""
+    git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "git": git.stdout.strip() or "unknown",
+        "config": config,
+        "classes": class_names(split["train"]),
+        "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},
+        "videos": {subset: len(videos) for subset, videos in split.items()},
+        "git": revision or "unknown",
         "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
     }

@@ -22,7 +22,7 @@ from action_attention.evaluation import confusion_png
 from action_attention.features import FeatureCache, write_json
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
 from action_attention.models import MOTIONS
-from action_attention.training import provenance
+from action_attention.training import describe
 from data_prep import program
 from data_prep.splits import validation_folds
 from experiments import table, train
@@ -123,13 +123,8 @@ def main() -> None:
     config = {"model": "svm", "seed": 0, "normalize": args.normalize, "motion": args.motion, "C": penalty}
     train.write_flags(run_dir, {})
     write_json(run_dir / "split.json", split)
-    settings = cache.settings
     run = {
-        "config": config,
-        "classes": classes,
-        "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": settings},
-        "videos": {subset: len(videos) for subset, videos in split.items()},
-        **provenance(),
+        **describe(config, cache, split),
         **about,
         "best": {"epoch": None, "val_video_top1": accuracy},
         "epochs": None,
@@ -137,7 +132,7 @@ def main() -> None:
     }
     write_json(run_dir / "run.json", run)
     about = {key: run[key] for key in ("dataset", "split", "validation")}
-    about |= {"subset": "test", "model": "svm", "seed": 0, "weights": settings["weights"]}
+    about |= {"subset": "test", "model": "svm", "seed": 0, "weights": cache.settings["weights"]}
     write_evaluation(run_dir / "eval" / "test", predict(svm, vectors, split["test"], classes), classes, about)
     chosen = "as given" if args.C else f"{accuracy:.1%} on validation videos"
     print(f"{run_dir}: C {penalty:g}, {chosen}\n")

@@ -13,7 +13,6 @@ from absl import flags
 
 from action_attention.errors import UserError
 from action_attention.evaluation import read_run
-from action_attention.features import write_json
 from action_attention.metrics import mean_interval95
 from action_attention.training import TrainConfig
 from data_prep import program
@@ -121,7 +120,8 @@ def main() -> None:
     results = [result for file in args.results for result in json.loads(Path(file).read_text())]
     results += [read_result(Path(folder), args.subset) for folder in args.run_dir]
     if args.output:
-        write_json(Path(args.output), results)
+        lines = ",\n".join(map(json.dumps, results))  # a line for each run
+        Path(args.output).write_text(f"[\n{lines}\n]\n")
     print(markdown(results))
     if tables := localization(results):
         print(f"\n{tables}")
