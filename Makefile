@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow lint download audit extract inspect train svm sweep eval predict report \
+.PHONY: help setup demo demo-model test test-slow faults fuzz lint download audit extract inspect train svm sweep eval predict report \
         tensorboard bench constraints clean
 
 help:  ## list the targets
@@ -35,6 +35,12 @@ test: setup  ## run the tests that take minutes at most
 
 test-slow: setup  ## run the long tests too
 	$(python) -m pytest -m "slow or not slow" $(ARGS)
+
+faults: setup  ## kill, fill, damage, attack; prints the README's reliability table (takes a while): ARGS
+	$(python) -m pytest -m slow tests/test_faults_*.py --faults experiments/results/faults.json $(ARGS)
+
+fuzz: setup  ## damaged videos and caches, other ones in each run, for SECONDS (600): ARGS
+	$(python) tests/fuzz.py --seconds $(or $(SECONDS),600) $(ARGS)
 
 lint: setup  ## check format and style
 	$(python) -m ruff check .

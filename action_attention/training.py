@@ -22,6 +22,7 @@ from action_attention.losses import AttentionPenalty, FrameCrossEntropy
 from action_attention.metrics import FrameAccuracy, summarize
 from action_attention.models import build_model
 
+SCHEDULES = ("constant", "cosine")
 PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then every so many
 
 
@@ -49,6 +50,7 @@ class TrainConfig:
     rescale: bool = False
     mirror: bool = False
     learning_rate: float = 1e-4
+    schedule: str = "constant"
     epochs: int = 100
     patience: int = 5
     seed: int = 0
@@ -121,7 +123,7 @@ def train(
     # what is saved carries weights only, no optimizer and no losses: it loads without the training code
     state = RunState(run_dir, config, new_model(config, len(classes)), validate=bool(split["validation"]))
     model = new_model(config, len(classes))
-    compile_model(model, config)
+    compile_model(model, config, training.steps(config.batch_size))
     first_epoch = state.restore(model)
     callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state, *(callbacks or [])]
     if split["validation"]:
@@ -162,10 +164,13 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
         keras.config.set_dtype_policy(previous)
 
 
-def compile_model(model: keras.Model, config: TrainConfig) -> None:
-    """Gives a model its optimizer and losses, so that it can `fit` batches of `Clips`."""
+def compile_model(model: keras.Model, config: TrainConfig, steps: int) -> None:
+    """Gives a model its optimizer and losses, so that it can `fit` batches of `Clips`, `steps` of them an epoch."""
+    rate = config.learning_rate
+    if config.schedule == "cosine":  # from the learning rate to zero over all epochs (Loshchilov & Hutter 2017)
+        rate = keras.optimizers.schedules.CosineDecay(rate, config.epochs * steps)
     model.compile(
-        keras.optimizers.Adam(config.learning_rate),
+        keras.optimizers.Adam(rate),
         loss={"logits": FrameCrossEntropy(), "attention": AttentionPenalty(config.attention_penalty)},
         metrics={"logits": [FrameAccuracy()]},
         jit_compile=False,  # on CPUs XLA makes the unrolled ConvLSTM several times slower
@@ -271,8 +276,9 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
         raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
     there = json.loads((run_dir / "run.json").read_text())
     config = asdict(TrainConfig(**there["config"]))  # with the defaults of what a run of an older version does not say
+    free = ("patience",) if config["schedule"] == "cosine" else ("epochs", "patience")
     for key, value in run["config"].items():
-        if key not in ("epochs", "patience") and config[key] != value:
+        if key not in free and config[key] != value:
             raise UserError(
                 f"{run_dir} was trained with {key}={config[key]}, now {key}={value} is asked for; "
                 "resume with the same settings, or give another --run_dir"

@@ -14,7 +14,7 @@ from action_attention.features import FeatureCache
 from action_attention.layers import INITIAL_STATES
 from action_attention.metrics import VOTES
 from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
-from action_attention.training import TrainConfig, train
+from action_attention.training import SCHEDULES, TrainConfig, train
 from data_prep import program
 from data_prep.splits import (
     TEST,
@@ -54,6 +54,7 @@ HYPER_PARAMETERS = {
     "rescale": (flags.DEFINE_bool, "weigh conv_alstm's cube by attention of mean 1, not of sum 1 [false]"),
     "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
+    "schedule": (_one_of(SCHEDULES), "of the learning rate: constant, or a cosine from it to 0 at the end [constant]"),
     "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
     "patience": (flags.DEFINE_integer, "epochs without better validation before stopping [5; conv_alstm 3]"),
     "seed": (flags.DEFINE_integer, "of weights, order, dropout and held-out videos [0]"),

@@ -1,5 +1,6 @@
 """Small real videos and a feature cache of them, made once a session."""
 
+import json
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -41,6 +42,31 @@ def small_network() -> Backbone:
     kernel = keras.initializers.RandomNormal(seed=0)
     model = keras.Model(frames, keras.layers.Dense(512, "relu", kernel_initializer=kernel)(pooled))
     return Backbone(model, "random", "0" * 64, "float32")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", metavar="FILE", help="write the reliability table's rows to this JSON file")
+
+
+@pytest.fixture
+def fault(record_property):
+    """Adds a row to the table that `make faults` prints; call it last, when everything promised was seen."""
+
+    def add(name: str, tried: int, promised: str, happened: str) -> None:
+        record_property("fault", {"fault": name, "tried": tried, "promised": promised, "happened": happened})
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    passed = terminalreporter.stats.get("passed", ())
+    rows = [value for report in passed for key, value in report.user_properties if key == "fault"]
+    if not rows or not config.option.faults:
+        return
+    Path(config.option.faults).write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    terminalreporter.section("faults")
+    for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
+        terminalreporter.write_line(f"| {' | '.join(map(str, cells))} |")
 
 
 @pytest.fixture(scope="session")
