@@ -105,8 +105,8 @@ predict: setup  ## what a video shows and where the model looks: VIDEO, RUN_DIR,
 tensorboard: setup  ## curves and pictures of the runs below RUNS
 	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)
 
-bench: setup  ## measure the stages against their limits: ARGS
-	$(python) -m experiments.benchmark --output bench.json $(ARGS)
+bench: setup  ## measure the stages against their limits: OUTPUT (bench.json), ARGS="--videos=DIR --features=DIR"
+	$(python) -m experiments.benchmark --output $(or $(OUTPUT),bench.json) $(ARGS)
 
 constraints:  ## pin all dependencies anew, for every supported Python (needs uv)
 	uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --no-annotate --no-header --upgrade -o constraints.txt

@@ -1,33 +1,49 @@
-"""Measures stages of the project against what limits them, each pair in turn in one process; the median of the rounds.
+"""Measures every stage against what limits it: things run in turn in one process, the median of the rounds' ratios.
 
-    python -m experiments.benchmark --output FILE.json [--videos DIR] [--stages extraction,filters]
+    python -m experiments.benchmark --output FILE.json [--videos DIR --features DIR] [--stages network,steps]
 
-`extraction`: frames/s of the whole pipeline (decoding, network, compression, writing) against the bare network on the
-same batches, already decoded and in memory. VGG16 bounds it: on two cores a frame takes the network some 70 ms.
-
-`filters`: size, write and read speed of HDF5 filters and chunks on the cubes of those videos. pool5 is 90 % zeros.
+Peers (`pip install .[bench]`) that are not installed are skipped by name. The figures go to the screen as a table and
+into a JSON file, where stages that are not run keep what they have.
 """
 
+import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
+import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
 import h5py
 import hdf5plugin
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from action_attention.features import FeatureCache, write_json
+from action_attention.clips import Clips, class_names
+from action_attention.evaluation import predict_videos
+from action_attention.features import CUBE_SHAPE, FeatureCache, write_json
+from action_attention.training import TrainConfig, compile_model, new_model
 from data_prep import program
-from data_prep.backbone import Backbone, build_backbone
+from data_prep.backbone import FRAME_SIZE, Backbone, build_backbone
 from data_prep.extract import decode_batches, extract
 from data_prep.sample import make_sample
-from data_prep.videos import list_videos
+from data_prep.videos import list_videos, read_frames
+from experiments import peers
 
+FPS = 15.0
+SHORT_FPS = 1.0  # where the number of videos is the point, not that of frames
+STEPS = 10  # training steps between two looks at the clock
 ZSTD = dict(hdf5plugin.Zstd(clevel=1))
 CANDIDATES = {
     "zstd level 1, 8 frames": (8, ZSTD),
@@ -41,73 +57,377 @@ CANDIDATES = {
 }
 
 
-def extraction(videos: Path, network: Backbone, rounds: int) -> dict:
-    """The pipeline's frames/s over the bare network's, round by round."""
-    batches = list(decode_batches(videos, [list_videos(videos)], 15.0))
-    frames = sum(batch.count for batch in batches)
-    network(batches[0].frames)  # builds the graph
-    seconds = {"pipeline": [], "network": []}
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `value` of `stage`, as a ratio to `against` where that is given, and the goal."""
+
+    stage: str
+    against: str
+    value: float
+    goal: float
+    unit: str = "x"
+    lower_is_better: bool = False
+    detail: dict | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.goal if self.lower_is_better else self.value >= self.goal
+
+    def cells(self) -> tuple[str, ...]:
+        goal = f"{'at most' if self.lower_is_better else 'at least'} {self.goal:g} {self.unit}"
+        return self.stage, self.against, f"{self.value:.4g} {self.unit}", goal, "yes" if self.met else "no"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the stages work on."""
+
+    videos: Path
+    features: Path
+    rounds: int
+    weights: str
+    clip_length: int
+
+    @cached_property
+    def network(self) -> Backbone:
+        return build_backbone(self.weights)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """24 videos of many classes."""
+        names = list_videos(self.videos)
+        return names[:: max(1, len(names) // 24)][:24]
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        return FeatureCache(self.features)
+
+    def clips(self, *, in_memory: bool | None = None, videos: int | None = None) -> Clips:
+        names = list(self.cache.videos)[:videos]
+        return Clips(self.cache, names, class_names(names), self.clip_length, in_memory=in_memory)
+
+    def config(self, model: str, **overrides) -> TrainConfig:
+        return TrainConfig.for_model(model, clip_length=self.clip_length, **overrides)
+
+
+def in_turn(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn, `rounds` times after a first call that does not count."""
+    seconds = {name: [] for name in functions}
+    for function in functions.values():
+        function()
     for _ in range(rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
+    """How many times as fast `fast` is: the median over rounds."""
+    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+
+
+def in_fresh_process(function: Callable, *arguments) -> float:
+    """The number that a function of this module returns when a new process calls it."""
+    plain = [str(argument) if isinstance(argument, Path) else argument for argument in arguments]
+    call = f"from experiments import benchmark; print(benchmark.{function.__name__}(*{plain!r}))"
+    done = subprocess.run([sys.executable, "-c", call], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def network(bench: Bench) -> list[Row]:
+    """The bare network, alone. On two cores a frame takes it some 70 ms: it bounds extraction."""
+    frames = next(decode_batches(bench.videos, [bench.names], FPS)).frames
+    peer = peers.openvino_network(bench.network)
+    apart = np.abs(peer(frames).astype(np.float32) - bench.network(frames)).mean()
+    assert apart < 0.05 * np.abs(bench.network(frames)).mean(), "OpenVINO computes something else"
+    seconds = in_turn(2 * bench.rounds, ours=lambda: bench.network(frames), openvino=lambda: peer(frames))
+    speeds = {name: len(frames) / statistics.median(taken) for name, taken in seconds.items()}
+    return [Row("VGG16, frames/s", "OpenVINO, bfloat16", ratio(seconds, "openvino", "ours"), 1.0, detail=speeds)]
+
+
+def precision(bench: Bench) -> list[Row]:
+    """bfloat16 cubes beside float32 ones of the same frames."""
+    exact = build_backbone(bench.weights, "float32")
+    cosines = []
+    for batch in islice(decode_batches(bench.videos, [bench.names], FPS), 4):
+        a, b = (
+            net(batch.frames[: batch.count]).astype(float).reshape(batch.count, -1) for net in (exact, bench.network)
+        )
+        cosines += (np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).tolist()
+    detail = {"frames": len(cosines), "median": statistics.median(cosines), "precision": bench.network.precision}
+    return [Row("features, lowest cosine of a frame's cube", "float32 network", min(cosines), 0.999, "", detail=detail)]
+
+
+def extraction(bench: Bench) -> list[Row]:
+    """The whole pipeline beside the bare network on the same batches, decoded before, and beside a plain loop."""
+    batches = list(decode_batches(bench.videos, [bench.names], FPS))
+    frames = sum(batch.count for batch in batches)
+
+    def pipeline():
         with tempfile.TemporaryDirectory() as folder:
-            seconds["pipeline"].append(extract(videos, Path(folder), network).seconds)
-        started = time.monotonic()
-        for batch in batches:
-            network(batch.frames)
-        seconds["network"].append(time.monotonic() - started)
-    speeds = {f"{name}_frames_per_second": frames / statistics.median(taken) for name, taken in seconds.items()}
-    ratios = [bare / whole for bare, whole in zip(seconds["network"], seconds["pipeline"], strict=True)]
-    return {"frames": frames, **speeds, "ratios": ratios, "ratio": statistics.median(ratios)}
+            extract(bench.videos, Path(folder), bench.network, fps=FPS, names=bench.names)
+
+    seconds = in_turn(
+        bench.rounds, pipeline=pipeline, network=lambda: [bench.network(batch.frames) for batch in batches],
+        loop=lambda: peers.one_thread_loop(bench.videos, bench.names, FPS),
+    )  # fmt: skip
+    speeds = {name: frames / statistics.median(taken) for name, taken in seconds.items()}
+    return [
+        Row("extraction, frames/s", "bare network", ratio(seconds, "network", "pipeline"), 0.97, detail=speeds),
+        Row("extraction, frames/s", "one-thread loop, float32", ratio(seconds, "loop", "pipeline"), 2.5),
+    ]
 
 
-def filters(videos: Path, network: Backbone, rounds: int) -> dict:
-    """Ratio to raw float16, MB/s of raw data written and read, of each filter and chunk."""
+def steps(bench: Bench) -> list[Row]:
+    """Training steps of ALSTM (float32 and bfloat16) and ConvALSTM beside the same model made otherwise."""
+    clips = bench.clips()
+    full = [index for index, clip in enumerate(clips.clips) if clip.frames == bench.clip_length][:16]
+    features, mask, labels = clips.load(np.array(full))
+    batch = ({"features": features, "mask": mask}, {"logits": labels, "attention": mask})
+    constant = tf.data.Dataset.from_tensors(batch).repeat()
+
+    def fitted(model, config):
+        compile_model(model, config, STEPS)
+        return lambda: model.fit(constant, steps_per_epoch=STEPS, verbose=0)
+
+    def ours(name, **overrides):
+        config = bench.config(name, **overrides)
+        return fitted(new_model(config, 21), config)
+
+    config, rows = bench.config("alstm"), []
+    contest = {"float32": ours("alstm"), "bfloat16": ours("alstm", mixed_precision=True)}
+    make = partial(peers.torch_alstm_step, 21, 512, config.dropout, config.attention_penalty, config.learning_rate)
+    try:
+        for name, compiled in (("eager", False), ("compiled", True)):
+            step = make(compiled=compiled)
+            contest[name] = lambda step=step: [step(features, labels) for _ in range(STEPS)]
+    except ImportError:
+        logging.warning("PyTorch is not installed: not compared with")
+    seconds = in_turn(bench.rounds, **contest)
+    speeds = {name: STEPS * len(full) / statistics.median(taken) for name, taken in seconds.items()}
+    for precision_ in ("float32", "bfloat16"):
+        for peer, goal in (("eager", 1.5), ("compiled", 1.0)):
+            if peer in contest:
+                value = ratio(seconds, peer, precision_)
+                rows.append(Row(f"ALSTM step, {precision_}", f"PyTorch {peer}, float32", value, goal, detail=speeds))
+    config = bench.config("conv_alstm")
+    plain = peers.PlainConvALSTM(21, config.lstm_units, config.dropout)
+    contest = {"ours": ours("conv_alstm", mixed_precision=True), "plain": fitted(plain, config)}
+    seconds = in_turn(max(1, bench.rounds - 1), **contest)
+    speeds = {name: STEPS * len(full) / statistics.median(taken) for name, taken in seconds.items()}
+    against = "Keras' ConvLSTM2D cell unrolled, float32"
+    return [*rows, Row("ConvALSTM step, bfloat16", against, ratio(seconds, "plain", "ours"), 2.0, detail=speeds)]
+
+
+def data(bench: Bench) -> list[Row]:
+    """What waiting for data costs ALSTM's training: nothing where the cache fits in memory."""
+    config = bench.config("alstm")
+    model = new_model(config, 21)
+    compile_model(model, config, STEPS)
+    clips = bench.clips()
+    constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat()
+
+    def fit(dataset):
+        batches = iter(dataset)  # one pass for all rounds: starting to shuffle is not a step
+        return lambda: model.fit(batches, steps_per_epoch=4 * STEPS, verbose=0)
+
+    endless = range(10_000)
+    streamed = bench.clips(in_memory=False)
+    seconds = in_turn(
+        2 * bench.rounds, constant=fit(constant), memory=fit(clips.shuffled_batches(16, 0, endless)),
+        streamed=fit(streamed.shuffled_batches(16, 0, endless)),
+        evaluation=lambda: predict_videos(model, clips, 16),
+    )  # fmt: skip
+    step = statistics.median(seconds["constant"]) / (4 * STEPS * 16)
+    appetite = 1 / step
+    reading = in_fresh_process(read_shuffled, bench.features, bench.clip_length)
+    evaluated = statistics.median(seconds["evaluation"]) / len(clips)
+    in_loop = statistics.median(train_with_network(bench, model) for _ in range(bench.rounds))
+    in_memory = statistics.median(seconds["memory"]) / (4 * STEPS)
+    detail = {"clips_per_second": reading, "training_clips_per_second": appetite}
+    return [
+        Row("reading clips, streamed, fresh process", "what ALSTM's step takes", reading / appetite, 10, detail=detail),
+        Row("ALSTM training, in memory", "one constant batch", ratio(seconds, "constant", "memory"), 0.95),
+        Row("ALSTM training, streamed", "one constant batch", ratio(seconds, "constant", "streamed"), 0.95),
+        Row("ALSTM epoch from the cache", "VGG16 float32 in the training loop", in_loop / in_memory, 200),
+        Row("evaluation, a clip", "a clip's training step", evaluated / step, 0.5, lower_is_better=True),
+    ]
+
+
+def read_shuffled(features: str, clip_length: int) -> float:
+    """Clips per second of the first pass over a cache, read in shuffled order."""
+    cache = FeatureCache(Path(features))
+    names = list(cache.videos)
+    clips = Clips(cache, names, class_names(names), clip_length, in_memory=False)
+    started = time.perf_counter()
+    for _ in clips.shuffled_batches(16, 0, range(1)):
+        pass
+    return len(clips) / (time.perf_counter() - started)
+
+
+def train_with_network(bench: Bench, model: keras.Model) -> float:
+    """Seconds of one training step the tutorial's way: 16 videos are decoded and go through VGG16 first."""
+    exact, cubes = build_backbone(bench.weights, "float32"), np.zeros((16, bench.clip_length, *CUBE_SHAPE), np.float32)
+    started = time.perf_counter()
+    for row, name in enumerate(bench.names[:16]):
+        frames = read_frames(bench.videos / name, FPS, FRAME_SIZE)[: bench.clip_length]
+        cubes[row, : len(frames)] = exact.model.predict_on_batch(frames)
+    mask = np.ones(cubes.shape[:2], bool)
+    model.train_on_batch({"features": cubes, "mask": mask}, {"logits": mask.astype(np.int32), "attention": mask})
+    return time.perf_counter() - started
+
+
+def start(bench: Bench) -> list[Row]:
+    """From the start of the process: imports, reading the cache, tracing, compiling, one step."""
+    rows = []
+    for model, goal in (("alstm", 15), ("conv_alstm", 25)):
+        taken = [
+            in_fresh_process(first_step, bench.features, model, bench.clip_length, time.time())
+            for _ in range(bench.rounds)
+        ]
+        rows.append(Row(f"start to first step, {model}", "", statistics.median(taken), goal, "s", lower_is_better=True))
+    return rows
+
+
+def first_step(features: str, model: str, clip_length: int, started: float) -> float:
+    """Seconds since `started` when a training step is done."""
+    config = TrainConfig.for_model(model, clip_length=clip_length)
+    cache = FeatureCache(Path(features))
+    clips = Clips(cache, list(cache.videos), class_names(list(cache.videos)), clip_length)
+    network_ = new_model(config, 21)
+    compile_model(network_, config, 1)
+    network_.fit(clips.shuffled_batches(16, 0, range(1)), steps_per_epoch=1, verbose=0)
+    return time.time() - started
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Peak memory of a process with a hundred videos and with all of them."""
+    rows, every = [], len(list_videos(bench.videos))
+    for stage, function, arguments in (
+        ("extraction", extraction_memory, (bench.videos, bench.weights)),
+        ("streamed training", training_memory, (bench.features, bench.clip_length)),
+    ):
+        few, many = (in_fresh_process(function, *arguments, videos) for videos in (100, every))
+        detail = {"100_videos_mib": few, f"{every}_videos_mib": many}
+        value = many / few
+        rows.append(
+            Row(f"peak memory, {stage}, {every} videos", "100 videos", value, 1.1, lower_is_better=True, detail=detail)
+        )
+    return rows
+
+
+def extraction_memory(videos: str, weights: str, count: int) -> float:
+    """Peak MiB of extracting so many videos, few frames of each."""
     with tempfile.TemporaryDirectory() as folder:
-        extract(videos, Path(folder), network)
-        cache = FeatureCache(Path(folder))
-        cubes = np.concatenate([cache.read(name) for name in cache.videos])
-        cache.close()
-        measured, megabytes = {name: [] for name in CANDIDATES}, cubes.nbytes / 1e6
-        for _ in range(rounds):
+        extract(Path(videos), Path(folder), build_backbone(weights), fps=SHORT_FPS, names=list_videos(videos)[:count])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def training_memory(features: str, clip_length: int, count: int) -> float:
+    """Peak MiB of an epoch on so many videos that are read from the shards batch by batch."""
+    cache = FeatureCache(Path(features))
+    names = list(cache.videos)[:count]
+    clips = Clips(cache, names, class_names(names), clip_length, in_memory=False)
+    config = TrainConfig.for_model("alstm", clip_length=clip_length)
+    model = new_model(config, len(class_names(names)))
+    compile_model(model, config, clips.steps(16))
+    model.fit(clips.shuffled_batches(16, 0, range(2)), verbose=0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def size(bench: Bench) -> list[Row]:
+    """Size of the cache beside raw float16, and how fast one core reads it."""
+    raw = bench.cache.frames * np.prod(CUBE_SHAPE) * 2
+    speeds = []
+    for _ in range(bench.rounds):
+        started = time.perf_counter()
+        taken = sum(bench.cache.read(name).nbytes for name in bench.cache.videos)
+        speeds.append(taken / 1e6 / (time.perf_counter() - started))
+    return [
+        Row("cache, times smaller", "raw float16", raw / bench.cache.file_bytes, 6),
+        Row("cache, read by one core", "", statistics.median(speeds), 800, "MB/s"),
+    ]
+
+
+def filters(bench: Bench) -> dict:
+    """Ratio to raw float16, MB/s of raw data written and read, of each filter and chunk; pool5 is 90 % zeros."""
+    names = list(bench.cache.videos)[:: max(1, len(bench.cache.videos) // 24)][:24]
+    cubes = np.concatenate([bench.cache.read(name) for name in names])
+    measured, megabytes = {name: [] for name in CANDIDATES}, cubes.nbytes / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "filter.h5"
+        for _ in range(bench.rounds):
             for name, (frames, options) in CANDIDATES.items():
-                path = Path(folder) / "filter.h5"
-                started = time.monotonic()
+                started = time.perf_counter()
                 with h5py.File(path, "w") as file:
                     file.create_dataset("x", data=cubes, chunks=(frames, *cubes.shape[1:]), **options)
-                written = time.monotonic()
+                written = time.perf_counter()
                 with h5py.File(path) as file:
                     file["x"][:]
-                read = time.monotonic()
-                ratio = cubes.nbytes / path.stat().st_size
-                measured[name].append((ratio, megabytes / (written - started), megabytes / (read - written)))
+                read = time.perf_counter()
+                smaller = cubes.nbytes / path.stat().st_size
+                measured[name].append((smaller, megabytes / (written - started), megabytes / (read - written)))
     columns = ("ratio", "write_mb_s", "read_mb_s")
     return {name: dict(zip(columns, np.median(rows, axis=0).tolist(), strict=True)) for name, rows in measured.items()}
 
 
-STAGES = {"extraction": extraction, "filters": filters}
+STAGES = {
+    stage.__name__: stage for stage in (network, precision, extraction, size, filters, data, steps, start, memory)
+}
+
+
+def machine() -> dict:
+    """What the figures hold for."""
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    found = {"cpu": cpu[0] if cpu else platform.machine(), "cores": os.cpu_count(), "platform": platform.platform()}
+    found["threads"] = len(os.sched_getaffinity(0))
+    for package in ("tensorflow", "keras", "numpy", "h5py", "torch", "openvino"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("output", None, "file for the figures", required=True)
+    flags.DEFINE_string("output", None, "JSON file for the figures", required=True)
     flags.DEFINE_string("videos", None, "folder of videos [a sample of 36 clips]")
+    flags.DEFINE_string("features", None, "feature cache of these videos [made first]")
     flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a Keras weights file of VGG16")
-    flags.DEFINE_list("stages", sorted(STAGES), "which stages")
+    flags.DEFINE_integer("clip_length", 18, "frames per clip, T", lower_bound=1)
+    flags.DEFINE_list("stages", list(STAGES), "which stages")
     flags.DEFINE_integer("rounds", 3, "repetitions of each pair", lower_bound=1)
 
 
 def main() -> None:
     args = flags.FLAGS
-    network = build_backbone(args.weights)
-    figures = {"machine": platform.platform(), "cores": os.cpu_count(), "tensorflow": tf.__version__}
-    figures["precision"] = network.precision
+    output = Path(args.output)
+    figures = json.loads(output.read_text()) if output.is_file() else {}
+    figures |= {"machine": machine(), "data": Path(args.videos).name if args.videos else "sample"}
     with tempfile.TemporaryDirectory() as folder:
         if not args.videos:
             make_sample(Path(folder) / "sample", train_clips=4, test_clips=2)
         videos = Path(args.videos or Path(folder) / "sample" / "videos")
-        for stage in args.stages:
-            logging.info("%s ...", stage)
-            figures[stage] = STAGES[stage](videos, network, args.rounds)
-            print(stage, figures[stage])
-    write_json(Path(args.output), figures)
+        features = Path(args.features or Path(folder) / "features")
+        bench = Bench(videos, features, args.rounds, args.weights, args.clip_length)
+        if not args.features:
+            extract(videos, features, bench.network, fps=FPS)
+        print("| stage | against | measured | goal | met |\n|---|---|---|---|---|")
+        for name in args.stages:
+            try:
+                found = STAGES[name](bench)
+            except ImportError as error:
+                logging.warning("%s is skipped: %s is not installed", name, error.name)
+                continue
+            if isinstance(found, list):
+                print(*(f"| {' | '.join(row.cells())} |" for row in found), sep="\n", flush=True)
+                found = [{**asdict(row), "met": row.met} for row in found]
+            figures[name] = found
+            write_json(output, figures)
 
 
 if __name__ == "__main__":

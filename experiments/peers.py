@@ -1,0 +1,126 @@
+"""What `experiments.benchmark` measures against: the same work done the plain way, or by other libraries."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from action_attention.features import CUBE_SHAPE
+from action_attention.layers import maps
+from action_attention.models import ConvALSTM
+from data_prep import backbone
+from data_prep.videos import read_frames
+
+
+def one_thread_loop(videos: Path, names: list[str], fps: float) -> int:
+    """Extraction as most write it: decode a video, `predict` it in float32, next one. Returns the frames."""
+    network, frames = backbone.build_backbone(precision="float32").model, 0
+    for name in names:
+        frames += len(network.predict(read_frames(videos / name, fps, backbone.FRAME_SIZE), verbose=0))
+    return frames
+
+
+def openvino_network(network: backbone.Backbone) -> Callable[[np.ndarray], np.ndarray]:
+    """The network in OpenVINO, computing in bfloat16. Raises ImportError."""
+    import openvino  # noqa: PLC0415 - an optional peer
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        network.model.export(folder, verbose=False)
+        model = openvino.convert_model(folder)
+    model.reshape([32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3])
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    return lambda frames: next(iter(compiled(frames).values()))
+
+
+class PlainConvALSTM(ConvALSTM):
+    """ConvALSTM as Keras' documentation leads to: `ConvLSTM2D`'s own cell called frame by frame."""
+
+    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
+        return PlainCore(lstm_units, dtype=dtype)
+
+
+class PlainCore(keras.layers.Layer):
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.from_frame = keras.layers.Conv2D(filters, 1)
+        self.from_hidden = keras.layers.Conv2D(filters, 1, use_bias=False)
+        self.to_scores = keras.layers.Conv2D(1, 1, use_bias=False)
+        self.cell = keras.layers.ConvLSTM2D(filters, 3, padding="same").cell
+
+    def build(self, features_shape, mask_shape=None):
+        frame, hidden = (None, *features_shape[2:]), (None, *features_shape[2:4], self.filters)
+        for layer, shape in ((self.from_frame, frame), (self.from_hidden, hidden), (self.to_scores, hidden)):
+            layer.build(shape)
+        self.cell.build(frame)
+        self.built = True
+
+    def call(self, features, mask, training=None):
+        side = features.shape[2]
+        hidden = ops.zeros_like(self.from_frame(features[:, 0]))
+        states, hiddens, attention = [hidden, hidden], [], []
+        for t in range(features.shape[1]):
+            scores = self.to_scores(ops.tanh(self.from_frame(features[:, t]) + self.from_hidden(hidden)))
+            attention.append(ops.softmax(ops.reshape(scores, (-1, side * side))))
+            weights = ops.reshape(attention[-1], (-1, side, side, 1))
+            hidden, states = self.cell(features[:, t] * weights, states)
+            hiddens.append(hidden)
+        return ops.stack(hiddens, axis=1), maps(ops.stack(attention, axis=1), mask, side)
+
+
+def torch_alstm_step(
+    classes: int, units: int, dropout: float, attention_penalty: float, learning_rate: float, compiled: bool
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A training step of ALSTM in PyTorch: features `(B, T, 7, 7, 512)` and labels `(B, T)` of whole clips -> the loss.
+
+    The same layers, sizes, dropout, loss and optimizer as `models.ALSTM`. Raises ImportError.
+    """
+    import torch  # noqa: PLC0415 - an optional peer
+    from torch import nn  # noqa: PLC0415
+    from torch.nn import functional  # noqa: PLC0415
+
+    side, _, channels = CUBE_SHAPE
+
+    class ALSTM(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.initial_hidden, self.initial_cell = nn.Linear(channels, units), nn.Linear(channels, units)
+            self.from_frame, self.from_hidden = nn.Linear(channels, units), nn.Linear(units, units, bias=False)
+            self.to_scores = nn.Linear(units, side * side)
+            self.cell, self.classifier = nn.LSTMCell(channels, units), nn.Linear(units, classes)
+            self.dropout = nn.Dropout(dropout)
+
+        def forward(self, cube):
+            frame_means = cube.mean(2)
+            clip_mean = frame_means.mean(1)
+            hidden = torch.tanh(self.initial_hidden(self.dropout(clip_mean)))
+            cell = torch.tanh(self.initial_cell(self.dropout(clip_mean)))
+            from_frames = self.from_frame(self.dropout(frame_means))
+            hiddens, attention = [], []
+            for t in range(cube.shape[1]):
+                mixed = torch.tanh(from_frames[:, t] + self.from_hidden(self.dropout(hidden)))
+                attention.append(torch.softmax(self.to_scores(self.dropout(mixed)), -1))
+                glimpse = torch.bmm(attention[-1][:, None], cube[:, t])[:, 0]
+                hidden, cell = self.cell(glimpse, (hidden, cell))
+                hiddens.append(hidden)
+            return self.classifier(self.dropout(torch.stack(hiddens, 1))), torch.stack(attention, 1)
+
+    model = ALSTM()
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate, eps=1e-7)
+    forward = torch.compile(model) if compiled else model
+
+    def step(features: np.ndarray, labels: np.ndarray) -> float:
+        cube = torch.from_numpy(features).float().flatten(2, 3)
+        logits, attention = forward(cube)
+        entropy = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).long().flatten())
+        penalty = attention_penalty / cube.shape[1] * (1 - attention.sum(1)).square().sum(1).mean()
+        optimizer.zero_grad()
+        (entropy + penalty).backward()
+        optimizer.step()
+        return float((entropy + penalty).detach())
+
+    return step
