@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow faults fuzz lint download audit extract inspect train svm sweep eval predict report \
+.PHONY: help setup demo demo-model test test-slow faults fuzz lint download audit extract inspect train svm sweep eval table predict report \
         tensorboard bench constraints clean
 
 help:  ## list the targets
@@ -90,6 +90,9 @@ svm: setup  ## the control without a network, a linear SVM: FEATURES, SPLITS, SP
 
 eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
 	$(python) -m experiments.eval --run_dir $(RUN_DIR) $(ARGS)
+
+table: setup  ## one table of evaluated runs: RUN_DIR="A B ...", or ARGS="--results=FILE"
+	@$(python) -m experiments.table $(if $(findstring --results,$(ARGS)),,$(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir))) $(ARGS)
 
 report: setup  ## evaluated run, or several side by side, -> one page with playing overlays: RUN_DIR, REPORT, ARGS
 	$(python) -m experiments.report $(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir)) --output $(REPORT) $(ARGS)

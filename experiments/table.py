@@ -75,10 +75,12 @@ def localization(results: list[dict]) -> str:
 
 
 def _rows(results: list[dict]) -> list[list[dict]]:
-    """Results that differ only in their seed, together."""
+    """Results that differ only in their seed, together; what a result says nothing of has its default."""
     rows = {}
     for result in results:
-        rows.setdefault(json.dumps([result[key] for key in ROW_KEYS]), []).append(result)
+        result["config"] = {**asdict(TrainConfig.for_model(result["model"])), **result["config"]}
+        key = json.dumps([result[key] for key in ROW_KEYS], sort_keys=True)
+        rows.setdefault(key, []).append(result)
     return list(rows.values())
 
 
