@@ -7,6 +7,7 @@ into a JSON file, where stages that are not run keep what they have.
 """
 
 import json
+import math
 import os
 import platform
 import resource
@@ -190,7 +191,7 @@ def steps(bench: Bench) -> list[Row]:
 
     def fitted(model, config):
         compile_model(model, config, STEPS)
-        return lambda: model.fit(constant, steps_per_epoch=STEPS, verbose=0)
+        return lambda: model.fit(constant, steps_per_epoch=STEPS, shuffle=False, verbose=0)
 
     def ours(name, **overrides):
         config = bench.config(name, **overrides)
@@ -230,8 +231,7 @@ def data(bench: Bench) -> list[Row]:
     constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat()
 
     def fit(dataset):
-        batches = iter(dataset)  # one pass for all rounds: starting to shuffle is not a step
-        return lambda: model.fit(batches, steps_per_epoch=4 * STEPS, verbose=0)
+        return lambda: model.fit(dataset, steps_per_epoch=4 * STEPS, shuffle=False, verbose=0)
 
     endless = range(10_000)
     streamed = bench.clips(in_memory=False)
@@ -298,7 +298,7 @@ def first_step(features: str, model: str, clip_length: int, started: float) -> f
     clips = Clips(cache, list(cache.videos), class_names(list(cache.videos)), clip_length)
     network_ = new_model(config, 21)
     compile_model(network_, config, 1)
-    network_.fit(clips.shuffled_batches(16, 0, range(1)), steps_per_epoch=1, verbose=0)
+    network_.fit(clips.shuffled_batches(16, 0, range(1)), steps_per_epoch=1, shuffle=False, verbose=0)
     return time.time() - started
 
 
@@ -333,13 +333,13 @@ def training_memory(features: str, clip_length: int, count: int) -> float:
     config = TrainConfig.for_model("alstm", clip_length=clip_length)
     model = new_model(config, len(class_names(names)))
     compile_model(model, config, clips.steps(16))
-    model.fit(clips.shuffled_batches(16, 0, range(2)), verbose=0)
+    model.fit(clips.shuffled_batches(16, 0, range(2)), shuffle=False, verbose=0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def size(bench: Bench) -> list[Row]:
     """Size of the cache beside raw float16, and how fast one core reads it."""
-    raw = bench.cache.frames * np.prod(CUBE_SHAPE) * 2
+    raw = bench.cache.frames * math.prod(CUBE_SHAPE) * 2
     speeds = []
     for _ in range(bench.rounds):
         started = time.perf_counter()
