@@ -34,7 +34,7 @@ def main() -> None:
     if flags.FLAGS.verify:
         bad = ", ".join(str(path) for path, holds in cache.verify() if not holds)
         if bad:
-            raise UserError(f"damaged by their checksums: {bad}; delete them and run the same extraction again")
+            raise UserError(f"damaged by their checksums: {bad}; run the same extraction again, which redoes only them")
         print(f"verified: all {len(cache.shards)} shards hold what was written")
 
 

@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -23,7 +24,8 @@ from absl import flags, logging
 
 from action_attention.features import FeatureCache, write_json
 from data_prep import program
-from data_prep.backbone import Backbone, build_backbone
+from data_prep.backbone import FRAME_SIZE, Backbone, build_backbone
+from data_prep.decoder import Decoder
 from data_prep.extract import decode_batches, extract
 from data_prep.sample import make_sample
 from data_prep.videos import list_videos
@@ -43,7 +45,8 @@ CANDIDATES = {
 
 def extraction(videos: Path, network: Backbone, rounds: int) -> dict:
     """The pipeline's frames/s over the bare network's, round by round."""
-    batches = list(decode_batches(videos, [list_videos(videos)], 15.0))
+    with closing(Decoder(15.0, FRAME_SIZE)) as decoder:
+        batches = list(decode_batches(videos, [list_videos(videos)], decoder))
     frames = sum(batch.count for batch in batches)
     network(batches[0].frames)  # builds the graph
     seconds = {"pipeline": [], "network": []}
