@@ -152,6 +152,7 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
             alarm_in(0)  # writing takes as long as the network needs
             answers.write(FRAME)
             answers.write(frame)
+            answers.flush()
             alarm_in(timeout)
     except UnusableVideoError as error:
         return {"reason": str(error)}

@@ -214,12 +214,12 @@ def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
     if video is None:
         summary.rejected += 1
         writer.reject(end.name, end.reason)
-        logging.warning("rejected %s: %s", end.name, end.reason)
+        logging.warning("rejected %r: %s", end.name, end.reason)
         return
     writer.add_video(video)
     summary.frames += video.frames
     if video.is_short:
-        logging.warning("short: %s decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
+        logging.warning("short: %r decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
 
 
 def _whole_shards(features: Path) -> list[Shard]:

@@ -12,8 +12,9 @@ from absl import logging
 
 from action_attention.errors import UserError
 
-# A playlist that calls itself a video must not make FFmpeg fetch what it names.
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+# Containers only: a playlist or script that calls itself a video would make FFmpeg open whatever it names.
+CONTAINERS = "avi,mov,mp4,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg,dv,mxf,rm,nut"
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"format_whitelist;{CONTAINERS}")
 EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 # Containers round time stamps to milliseconds; without slack the frame that is meant would seem to come too early.
 TIME_SLACK = 0.002
