@@ -10,7 +10,7 @@ import fcntl
 import resource
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ from action_attention.features import (
 )
 from data_prep import backbone, program
 from data_prep.decoder import Decoder
-from data_prep.videos import UnusableVideoError, list_videos
+from data_prep.videos import UnusableVideoError, is_utf8, list_videos
 
 SHARD_VIDEOS = 64
 BATCH_SHAPE = (32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
@@ -93,6 +93,8 @@ def extract(
     is writing to it, or it cannot be written.
     """
     names = list_videos(videos) if names is None else names
+    if bad := [name for name in names if not is_utf8(name)]:
+        raise UserError(f"the name {bad[0]!r} is not UTF-8, which the cache cannot hold; rename the file")
     settings = cache_settings(network, fps)
     software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin")}
     software["opencv"] = cv2.__version__
@@ -110,9 +112,9 @@ def extract(
         paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
         last_of_shard = {group[-1] for group in groups}
         writer, frames = None, 0
-        pieces = in_background(_forward(network, in_background(decode_batches(videos, groups, decoder)), summary))
-        progress = tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True)
-        with closing(pieces), closing(decoder), progress:  # the decoder first: a thread may be waiting for it
+        batches = in_background(decode_batches(videos, groups, decoder))
+        pieces = in_background(_forward(network, batches, summary), decoder.close)
+        with closing(pieces), tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True) as progress:
             try:
                 for cubes, end in pieces:
                     writer = writer or ShardWriter(next(paths), settings, software, compression)
@@ -156,8 +158,11 @@ def cache_settings(network: backbone.Backbone, fps: float) -> dict:
     }
 
 
-def in_background(items: Generator) -> Generator:
-    """Iterates over `items` in a thread of its own, at most QUEUE_BATCHES ahead; errors are raised at the consumer."""
+def in_background(items: Generator, stop: Callable[[], None] = lambda: None) -> Generator:
+    """Iterates over `items` in a thread of its own, at most QUEUE_BATCHES ahead; errors are raised at the consumer.
+
+    At the end, however it comes, `stop` is called before the thread is waited for.
+    """
     thread, done = ThreadPoolExecutor(max_workers=1), object()
     ahead = deque(thread.submit(next, items, done) for _ in range(QUEUE_BATCHES))
     try:
@@ -165,6 +170,7 @@ def in_background(items: Generator) -> Generator:
             ahead.append(thread.submit(next, items, done))
             yield item
     finally:
+        stop()
         thread.shutdown(cancel_futures=True)
         items.close()
 

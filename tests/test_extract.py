@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -205,6 +206,23 @@ def test_a_video_that_crashes_hangs_or_exhausts_the_decoder_is_rejected_alone(tm
         padded[:10] = read_frames(folder / f"{name}.avi", 15.0, 224)
         np.testing.assert_array_equal(cache.read(f"wave/{name}.avi"), network(padded)[:10])
     assert dict(cache.verify()) == {tmp_path / "features" / "shard-00000.h5": True}
+
+
+def test_a_given_name_that_is_not_utf8_is_refused(tmp_path, network):
+    with pytest.raises(UserError, match=r"the name 'wave/caf\\udce9\.avi' is not UTF-8, .*; rename the file"):
+        extract(tmp_path, tmp_path / "features", network, names=[os.fsdecode(b"wave/caf\xe9.avi")])
+
+
+def test_ctrl_c_does_not_wait_for_a_decoder_that_hangs(tmp_path, network, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SPOILT), prepend=os.pathsep)
+    write_video(tmp_path / "videos" / "wave" / "a-hang-at-5.avi", 20)
+    timer = threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "videos", tmp_path / "features", network, decode_timeout=600)
+    assert time.monotonic() - started < 60
+    assert [path.name for path in (tmp_path / "features").iterdir()] == [".lock"]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, cache_folder, videos, network, monkeypatch):
