@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import write_json
+from action_attention.files import file_sha256
 from data_prep import program
 from data_prep.splits import SUBSETS, TRAIN, UNUSED, copies_across, match_names, read_lists, source_of
-from data_prep.videos import UnusableVideoError, VideoReader, file_sha256, list_videos
+from data_prep.videos import UnusableVideoError, VideoReader, list_videos
 
 COPY, SAME_SHOT = 0.1, 0.25
 HASH_SIDE = 16

@@ -10,7 +10,7 @@ import fcntl
 import resource
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +24,21 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from action_attention.errors import UserError
-from action_attention.features import FILTERS, FeatureCache, Shard, ShardWriter, Video, open_shards, write_index
+from action_attention.features import (
+    FILTERS,
+    DamagedError,
+    FeatureCache,
+    Shard,
+    ShardWriter,
+    Video,
+    listed_shards,
+    open_shards,
+    shard_paths,
+    write_index,
+)
 from data_prep import backbone, program
-from data_prep.videos import UnusableVideoError, VideoReader, file_sha256, list_videos
+from data_prep.decoder import Decoder
+from data_prep.videos import UnusableVideoError, is_utf8, list_videos
 
 SHARD_VIDEOS = 64
 BATCH_SHAPE = (32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
@@ -71,31 +83,37 @@ def extract(
     compression: str = "zstd",
     shard_videos: int = SHARD_VIDEOS,
     names: list[str] | None = None,
+    decode_timeout: float = 60.0,
 ) -> Summary:
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
-    `fps` is in sampled frames per second, `compression` a key of `FILTERS`; `names` chooses among the videos. Raises
-    UserError if there are no videos, the cache is damaged or was made with other settings or from other files, or
-    another extraction is writing to it.
+    `fps` is in sampled frames per second, `compression` a key of `FILTERS`; `names` chooses among the videos. A video
+    that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside and made again. Raises
+    UserError if there are no videos, the cache was made with other settings or from other files, another extraction
+    is writing to it, or it cannot be written.
     """
     names = list_videos(videos) if names is None else names
+    if bad := [name for name in names if not is_utf8(name)]:
+        raise UserError(f"the name {bad[0]!r} is not UTF-8, which the cache cannot hold; rename the file")
     settings = cache_settings(network, fps)
     software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin")}
     software["opencv"] = cv2.__version__
     summary, started = Summary(), time.monotonic()
+    decoder = Decoder(fps, backbone.FRAME_SIZE, decode_timeout)
     with _lock(features):
-        shards = open_shards(features)
+        shards = _whole_shards(features)
         _check_resumable(shards, settings, videos, features)
         done = {name for shard in shards for name in [*(v.name for v in shard.videos), *shard.rejects]}
         todo = [name for name in names if name not in done]
         if done:
             logging.info("%s holds %d of %d videos already", features, len(names) - len(todo), len(names))
         groups = [todo[first : first + shard_videos] for first in range(0, len(todo), shard_videos)]
-        # a deleted shard's number is free, so it is made again under its own name
+        # the number of a shard that is gone is free, so it is made again under its own name
         paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
         last_of_shard = {group[-1] for group in groups}
         writer, frames = None, 0
-        pieces = in_background(_forward(network, in_background(decode_batches(videos, groups, fps)), summary))
+        batches = in_background(decode_batches(videos, groups, decoder))
+        pieces = in_background(_forward(network, batches, summary), decoder.close)
         with closing(pieces), tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True) as progress:
             try:
                 for cubes, end in pieces:
@@ -112,11 +130,15 @@ def extract(
                         shards.append(Shard(writer.path))
                         write_index(features, shards, videos.resolve(), complete=False)
                         writer = None
+                write_index(features, sorted(shards, key=lambda shard: shard.path), videos.resolve(), complete=True)
+            except OSError as error:
+                raise UserError(
+                    f"{features} cannot be written ({error.strerror}); its {len(shards)} finished shards are safe: "
+                    "make room and run the same command again"
+                ) from error
             finally:
                 if writer:
                     writer.discard()
-        shards.sort(key=lambda shard: shard.path)
-        write_index(features, shards, videos.resolve(), complete=True)
         for shard in shards:
             shard.close()
     summary.seconds = time.monotonic() - started
@@ -136,8 +158,11 @@ def cache_settings(network: backbone.Backbone, fps: float) -> dict:
     }
 
 
-def in_background(items: Generator) -> Generator:
-    """Iterates over `items` in a thread of its own, at most QUEUE_BATCHES ahead; errors are raised at the consumer."""
+def in_background(items: Generator, stop: Callable[[], None] = lambda: None) -> Generator:
+    """Iterates over `items` in a thread of its own, at most QUEUE_BATCHES ahead; errors are raised at the consumer.
+
+    At the end, however it comes, `stop` is called before the thread is waited for.
+    """
     thread, done = ThreadPoolExecutor(max_workers=1), object()
     ahead = deque(thread.submit(next, items, done) for _ in range(QUEUE_BATCHES))
     try:
@@ -145,35 +170,31 @@ def in_background(items: Generator) -> Generator:
             ahead.append(thread.submit(next, items, done))
             yield item
     finally:
+        stop()
         thread.shutdown(cancel_futures=True)
         items.close()
 
 
-def decode_batches(videos: Path, groups: list[list[str]], fps: float) -> Iterator[Batch]:
-    """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths."""
+def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> Iterator[Batch]:
+    """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths.
+
+    Frames that a video gave before it turned out to be unusable stay in; its `VideoEnd` says to drop them.
+    """
     batch = Batch()
     for group in groups:
         first_row = 0
         for name in group:
-            path = videos / name
             try:
-                # all that can fail for reasons of the file comes before its first frame is passed on
-                size, sha256 = path.stat().st_size, file_sha256(path)
-                reader = VideoReader(path, fps, backbone.FRAME_SIZE)
-                for frame in reader:
+                for frame in decoder.frames(videos / name):
                     batch.frames[batch.count] = frame
                     batch.count += 1
                     if batch.count == len(batch.frames):
                         yield batch
                         batch = Batch()
-                info = reader.info
-                video = Video(
-                    *name.split("/"), first_row, info.sampled_frames, info.fps, info.sampled_fps, info.announced_frames,
-                    info.decoded_frames, info.width, info.height, size, sha256,
-                )  # fmt: skip
+                video = Video(*name.split("/"), first_row, **decoder.about)
                 first_row += video.frames
                 batch.ends.append((batch.count, VideoEnd(name, video)))
-            except (UnusableVideoError, OSError) as error:
+            except UnusableVideoError as error:
                 batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))
     if batch.ends:
         yield batch
@@ -199,16 +220,31 @@ def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
     if video is None:
         summary.rejected += 1
         writer.reject(end.name, end.reason)
-        logging.warning("rejected %s: %s", end.name, end.reason)
+        logging.warning("rejected %r: %s", end.name, end.reason)
         return
     writer.add_video(video)
     summary.frames += video.frames
     if video.is_short:
-        logging.warning("short: %s decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
+        logging.warning("short: %r decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
+
+
+def _whole_shards(features: Path) -> list[Shard]:
+    """The shards of a cache, after what is damaged was set aside under another name: its videos are extracted again."""
+    for path in shard_paths(features):
+        try:
+            with closing(Shard(path)) as shard:
+                if not shard.has_head and shard.compute_sha256() != shard.sha256:
+                    raise DamagedError(path, "its features are not those that were written")
+        except DamagedError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            logging.warning("%s; set aside as %s, its videos are extracted again", str(error).split(";")[0], aside.name)
+            path.replace(aside)
+    return open_shards(features)
 
 
 def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features: Path) -> None:
     """Raises UserError if the extraction that is there is not the one that is asked for."""
+    listed = listed_shards(features)
     for shard in shards:
         for key, value in settings.items():
             if shard.settings[key] != value:
@@ -220,6 +256,12 @@ def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features
             path = videos / video.name
             if path.is_file() and path.stat().st_size != video.file_bytes:
                 raise UserError(f"{path} has changed since it was extracted; delete {shard.path} and run this again")
+            # a video may be gone, but not from a shard that nothing but its presence speaks for
+            if listed.get(shard.path.name) != shard.sha256 and not path.is_file():
+                raise UserError(
+                    f"{shard.path} is not in index.json and holds {video.name}, which {videos} does not: "
+                    "it belongs to another extraction; remove it"
+                )
 
 
 @contextmanager
@@ -242,6 +284,7 @@ def define_flags() -> None:
     flags.DEFINE_float("fps", 15.0, "sampled frames per second (the paper's 30-frame clips are 2 s)", lower_bound=0.1)
     flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a Keras weights file of VGG16")
     flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be had, say so and use random ones")
+    flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
     flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto asks the processor")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
 
@@ -256,7 +299,8 @@ def main() -> None:
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
         network = backbone.build_backbone("random", args.precision)
     features = Path(args.features)
-    done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression)
+    done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression,
+                   decode_timeout=args.decode_timeout)  # fmt: skip
     cache = FeatureCache(features)
     raw = cache.frames * 7 * 7 * 512 * 2
     if done.videos:

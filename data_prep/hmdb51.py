@@ -23,9 +23,9 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from action_attention.errors import UserError
+from action_attention.files import file_sha256
 from data_prep import program
 from data_prep.splits import read_lists
-from data_prep.videos import file_sha256
 
 CLASSES, CLIPS, SPLITS = 51, 6766, (1, 2, 3)
 FRUITLESS_TRIES = 4  # in a row; a try that brings bytes does not count

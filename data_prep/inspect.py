@@ -28,13 +28,13 @@ def main() -> None:
     print(f"classes: {', '.join(classes)}")
     for name, video in cache.videos.items():
         if video.is_short:
-            print(f"short: {name} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
+            print(f"short: {name!r} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
     for name, reason in cache.rejects.items():
-        print(f"rejected: {name}: {reason}")
+        print(f"rejected: {name!r}: {reason}")
     if flags.FLAGS.verify:
         bad = ", ".join(str(path) for path, holds in cache.verify() if not holds)
         if bad:
-            raise UserError(f"damaged by their checksums: {bad}; delete them and run the same extraction again")
+            raise UserError(f"damaged by their checksums: {bad}; run the same extraction again, which redoes only them")
         print(f"verified: all {len(cache.shards)} shards hold what was written")
 
 

@@ -1,7 +1,7 @@
 """Video files: decoding, sampling to a frame rate, and what is wrong with a file. Nothing else opens videos."""
 
-import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,9 @@ from absl import logging
 
 from action_attention.errors import UserError
 
+# Containers only: a playlist or script that calls itself a video would make FFmpeg open whatever it names.
+CONTAINERS = "avi,mov,mp4,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg,dv,mxf,rm,nut"
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"format_whitelist;{CONTAINERS}")
 EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 # Containers round time stamps to milliseconds; without slack the frame that is meant would seem to come too early.
 TIME_SLACK = 0.002
@@ -68,6 +71,8 @@ class VideoReader:
 
     def __init__(self, path: Path, fps: float, size: int | None = 224):
         self.path, self.fps, self.size = Path(path), fps, size
+        if not is_utf8(str(path)):  # OpenCV crashes
+            raise UnusableVideoError("its name is not UTF-8; rename it")
         # The FFmpeg backend by name: others take a "%" in a file name for an image sequence. One thread: the network
         # needs the cores, and decoding is a hundred times faster than it.
         self._capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
@@ -118,20 +123,24 @@ class VideoReader:
 def list_videos(root: Path) -> list[str]:
     """Names `<class>/<file>` of all videos below `root`, sorted: one folder per class, video files in it.
 
+    Bytes of a name that are not UTF-8 are written as `\\xNN`; there is no file of that name, so what opens it says so.
+
     Raises:
         UserError: `root` is no folder or holds no video in a class folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds one folder of videos per class")
-    files = sorted(path for path in root.glob("*/*") if not path.name.startswith("."))
+    # not by glob, which passes over a folder that must not be read
+    folders = [folder for folder in root.iterdir() if folder.is_dir()]
+    files = sorted(path for folder in folders for path in folder.iterdir() if not path.name.startswith("."))
     names = sorted(f"{path.parent.name}/{path.name}" for path in files if path.suffix.lower() in EXTENSIONS)
     if len(files) > len(names):
         other = next(path for path in files if path.suffix.lower() not in EXTENSIONS)
         logging.warning("%d files are no videos by their names, such as %s", len(files) - len(names), other)
     if not names:
         raise UserError(f"{root} holds no videos; expected {root}/<class>/<video>{{{','.join(EXTENSIONS)}}}")
-    return names
+    return [name if is_utf8(name) else os.fsencode(name).decode(errors="backslashreplace") for name in names]
 
 
 def read_frames(path: Path, fps: float, size: int | None = None) -> np.ndarray:
@@ -151,10 +160,6 @@ def frame_reader(root: Path, fps: float) -> Callable[[str], np.ndarray | None]:
     return read
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def is_utf8(name: str) -> bool:
+    """False for a file name as Python has it of bytes that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

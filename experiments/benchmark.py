@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +38,8 @@ from action_attention.features import CUBE_SHAPE, FeatureCache, write_json
 from action_attention.training import TrainConfig, compile_model, new_model
 from data_prep import program
 from data_prep.backbone import FRAME_SIZE, Backbone, build_backbone
-from data_prep.extract import decode_batches, extract
+from data_prep.decoder import Decoder
+from data_prep.extract import Batch, decode_batches, extract
 from data_prep.sample import make_sample
 from data_prep.videos import list_videos, read_frames
 from experiments import peers
@@ -99,6 +101,11 @@ class Bench:
         names = list_videos(self.videos)
         return names[:: max(1, len(names) // 24)][:24]
 
+    def batches(self) -> Iterator[Batch]:
+        """Batches of their frames."""
+        with closing(Decoder(FPS, FRAME_SIZE)) as decoder:
+            yield from decode_batches(self.videos, [self.names], decoder)
+
     @cached_property
     def cache(self) -> FeatureCache:
         return FeatureCache(self.features)
@@ -139,7 +146,7 @@ def in_fresh_process(function: Callable, *arguments) -> float:
 
 def network(bench: Bench) -> list[Row]:
     """The bare network, alone. On two cores a frame takes it some 70 ms: it bounds extraction."""
-    frames = next(decode_batches(bench.videos, [bench.names], FPS)).frames
+    frames = next(bench.batches()).frames
     peer = peers.openvino_network(bench.network)
     apart = np.abs(peer(frames).astype(np.float32) - bench.network(frames)).mean()
     assert apart < 0.05 * np.abs(bench.network(frames)).mean(), "OpenVINO computes something else"
@@ -152,7 +159,7 @@ def precision(bench: Bench) -> list[Row]:
     """bfloat16 cubes beside float32 ones of the same frames."""
     exact = build_backbone(bench.weights, "float32")
     cosines = []
-    for batch in islice(decode_batches(bench.videos, [bench.names], FPS), 4):
+    for batch in islice(bench.batches(), 4):
         a, b = (
             net(batch.frames[: batch.count]).astype(float).reshape(batch.count, -1) for net in (exact, bench.network)
         )
@@ -163,7 +170,7 @@ def precision(bench: Bench) -> list[Row]:
 
 def extraction(bench: Bench) -> list[Row]:
     """The whole pipeline beside the bare network on the same batches, decoded before, and beside a plain loop."""
-    batches = list(decode_batches(bench.videos, [bench.names], FPS))
+    batches = list(bench.batches())
     frames = sum(batch.count for batch in batches)
 
     def pipeline():

@@ -19,13 +19,15 @@ from data_prep.backbone import Backbone
 from data_prep.extract import extract
 
 CLASSES = ("leap", "nod", "spin")
+# a folder for PYTHONPATH: the decoder's process fails for certain file names
+SPOILT = Path(__file__).parent / "spoilt"
 
 
-def write_video(path: Path, frames: int = 40, fps: float = 30.0, seed: int = 0) -> None:
+def write_video(path: Path, frames: int = 40, fps: float = 30.0, seed: int = 0, codec: str = "MJPG") -> None:
     """A video whose frame n is nearly uniform, its red channel 6 * n: so a decoded frame tells its own number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = (64, 48)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
     assert writer.isOpened()
     noise = np.random.default_rng(seed).integers(0, 8, (size[1], size[0], 3))
     for number in range(frames):

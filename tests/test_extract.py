@@ -1,19 +1,23 @@
 """Extraction: what is in the cache, and that stopping it at any point changes nothing."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from conftest import write_video
+from conftest import SPOILT, write_video
 
 from action_attention.errors import UserError
-from action_attention.features import FeatureCache
+from action_attention.features import HEAD_BYTES, FeatureCache
 from data_prep.extract import extract, in_background
 from data_prep.videos import read_frames
 
@@ -137,6 +141,101 @@ def test_a_second_extraction_into_the_same_folder_is_refused(tmp_path, videos, n
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another extraction is writing"):
             extract(videos, tmp_path, network)
+
+
+def test_damaged_shards_are_set_aside_and_made_again_and_nothing_else(tmp_path, cache_folder, videos, network):
+    whole = content(cache_folder)
+    shutil.copytree(cache_folder, tmp_path, dirs_exist_ok=True)
+    first, second, third = sorted(tmp_path.glob("*.h5"))
+    stamp = second.stat().st_mtime_ns
+    first.write_bytes(first.read_bytes()[:-1000])
+    # an earlier version's shard has no head: its checksum is recomputed
+    data = bytearray(third.read_bytes()[HEAD_BYTES:])
+    with h5py.File(third) as file:
+        data[file["features"].id.get_chunk_info(0).byte_offset - HEAD_BYTES + 1000] ^= 1
+    third.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-00000\.h5 is damaged"):
+        FeatureCache(tmp_path)
+    summary = extract(videos, tmp_path, network, shard_videos=5)
+    assert summary.videos == 8
+    assert content(tmp_path) == whole
+    assert second.stat().st_mtime_ns == stamp
+    assert sorted(path.name for path in tmp_path.glob("*.damaged")) == [
+        f"{first.name}.damaged",
+        f"{third.name}.damaged",
+    ]
+
+
+def test_a_shard_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, cache_folder, videos, network, monkeypatch):
+    shutil.copytree(cache_folder, tmp_path, dirs_exist_ok=True)
+
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("action_attention.features.file_sha256", refused)
+    with pytest.raises(PermissionError):
+        extract(videos, tmp_path, network, shard_videos=5)
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_a_shard_of_another_extraction_is_refused_by_name(tmp_path, cache_folder, videos, network):
+    shutil.copytree(cache_folder, tmp_path / "features")
+    write_video(tmp_path / "other" / "wave" / "x.avi", 8)
+    extract(tmp_path / "other", tmp_path / "other_features", network)
+    shutil.copy(tmp_path / "other_features" / "shard-00000.h5", tmp_path / "features" / "shard-00007.h5")
+    with pytest.raises(UserError, match=r"shard-00007\.h5 is not in index\.json and holds wave/x\.avi, .*; remove it"):
+        extract(videos, tmp_path / "features", network, shard_videos=5)
+
+
+def test_a_video_that_crashes_hangs_or_exhausts_the_decoder_is_rejected_alone(tmp_path, network, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SPOILT), prepend=os.pathsep)
+    folder = tmp_path / "videos" / "wave"
+    names = ("a", "b-crash-at-0", "c", "d-crash-at-9", "e", "f-hang-at-5", "g", "h-exhaust-at-3", "i")
+    for seed, name in enumerate(names):
+        write_video(folder / f"{name}.avi", 20, seed=seed)
+    extract(tmp_path / "videos", tmp_path / "features", network, decode_timeout=1)
+    cache = FeatureCache(tmp_path / "features")
+    assert cache.rejects == {
+        "wave/b-crash-at-0.avi": "the decoder crashed (SIGSEGV)",
+        "wave/d-crash-at-9.avi": "the decoder crashed (SIGSEGV)",
+        "wave/f-hang-at-5.avi": "the decoder gave no frame for 1 s",
+        "wave/h-exhaust-at-3.avi": "the decoder failed: out of memory",
+    }
+    for name in "acegi":
+        padded = np.zeros((32, 224, 224, 3), np.uint8)
+        padded[:10] = read_frames(folder / f"{name}.avi", 15.0, 224)
+        np.testing.assert_array_equal(cache.read(f"wave/{name}.avi"), network(padded)[:10])
+    assert dict(cache.verify()) == {tmp_path / "features" / "shard-00000.h5": True}
+
+
+def test_a_given_name_that_is_not_utf8_is_refused(tmp_path, network):
+    with pytest.raises(UserError, match=r"the name 'wave/caf\\udce9\.avi' is not UTF-8, .*; rename the file"):
+        extract(tmp_path, tmp_path / "features", network, names=[os.fsdecode(b"wave/caf\xe9.avi")])
+
+
+def test_ctrl_c_does_not_wait_for_a_decoder_that_hangs(tmp_path, network, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SPOILT), prepend=os.pathsep)
+    write_video(tmp_path / "videos" / "wave" / "a-hang-at-5.avi", 20)
+    timer = threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "videos", tmp_path / "features", network, decode_timeout=600)
+    assert time.monotonic() - started < 60
+    assert [path.name for path in (tmp_path / "features").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, cache_folder, videos, network, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("action_attention.features.write_json", full)
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); its 1 finished shards"):
+            extract(videos, tmp_path, network, shard_videos=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "shard-00000.h5"]
+    extract(videos, tmp_path, network, shard_videos=5)
+    assert content(tmp_path) == content(cache_folder)
 
 
 def test_background_iteration_keeps_order_and_raises_where_it_is_consumed():

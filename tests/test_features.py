@@ -1,6 +1,8 @@
 """The feature cache: what is written is what is read, and what does not match is refused."""
 
+import errno
 import json
+import os
 import shutil
 
 import h5py
@@ -8,7 +10,17 @@ import numpy as np
 import pytest
 
 from action_attention.errors import UserError
-from action_attention.features import FILTERS, FeatureCache, Shard, ShardWriter, Video, write_index
+from action_attention.features import (
+    FILTERS,
+    HEAD_BYTES,
+    DamagedError,
+    FeatureCache,
+    Shard,
+    ShardWriter,
+    Video,
+    write_index,
+    write_json,
+)
 
 SETTINGS = {
     "schema_version": 1, "backbone": "VGG16 block5_pool", "weights": "random", "weights_sha256": "0" * 64,
@@ -70,14 +82,90 @@ def test_a_shard_has_its_final_name_only_once_committed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flipped_bit_is_found_and_named(folder):
+def flip(path, offset, bit=4):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [0, 40, 511, 512, 700, 3000, 0.5, 0.999])
+def test_a_flipped_bit_anywhere_is_found_and_named(folder, place):
     path = folder / "shard-00000.h5"
+    flip(path, int(place if place >= 1 else place * path.stat().st_size))
+    with pytest.raises(DamagedError, match=r"shard-00000\.h5 is damaged .* run the same extraction again"):
+        FeatureCache(folder)
+
+
+def test_shards_of_earlier_versions_which_have_no_head_are_read_and_verified(folder):
+    path = folder / "shard-00000.h5"
+    shard = Shard(path)
+    videos, sha256 = shard.videos, shard.compute_sha256()
+    shard.close()
+    path.write_bytes(path.read_bytes()[HEAD_BYTES:])
+    cache = FeatureCache(folder)
+    assert (cache.shards[0].videos, cache.shards[0].compute_sha256()) == (videos, sha256)
+    np.testing.assert_array_equal(cache.read("wave/v1.avi"), sparse_cubes(11, 1))
+    cache.close()
     with h5py.File(path) as file:
         chunk = file["features"].id.get_chunk_info(1)
-    content = bytearray(path.read_bytes())
-    content[chunk.byte_offset + chunk.size // 2] ^= 4
-    path.write_bytes(content)
-    assert dict(FeatureCache(folder).verify()) == {path: False, folder / "shard-00001.h5": True}
+        offset = chunk.byte_offset + chunk.size // 2
+    flip(path, offset)
+    cache = FeatureCache(folder)
+    assert dict(cache.verify()) == {path: False, folder / "shard-00001.h5": True}
+    cache.close()
+
+
+def test_cubes_of_a_rejected_video_are_dropped(tmp_path):
+    def write(path, bad):
+        writer = ShardWriter(path, SETTINGS, {})
+        for index in range(3):
+            if bad:
+                writer.append(sparse_cubes(13, 7))
+                writer.append(sparse_cubes(2, 8))
+                writer.reject(f"wave/bad{index}.avi", "the decoder crashed")
+            video = Video("wave", f"v{index}.avi", writer.rows, 5, 30.0, 15.0, 10, 10, 320, 240, 9, "")
+            writer.append(sparse_cubes(5, index))
+            writer.add_video(video)
+        if bad:
+            writer.append(sparse_cubes(3, 9))
+            writer.reject("wave/last.avi", "the decoder crashed")
+        writer.commit()
+        return Shard(path)
+
+    clean, mixed = write(tmp_path / "clean.h5", False), write(tmp_path / "mixed.h5", True)
+    assert mixed.videos == clean.videos
+    assert sorted(mixed.rejects) == ["wave/bad0.avi", "wave/bad1.avi", "wave/bad2.avi", "wave/last.avi"]
+    np.testing.assert_array_equal(mixed.features[:], clean.features[:])
+    assert mixed.sha256 == clean.sha256 == mixed.compute_sha256()
+
+
+@pytest.mark.parametrize("failing_write", [1, 2, 3])
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, failing_write):
+    """No room is left at the n-th reservation: two of appended cubes, one of the tables."""
+    reserve, writes = os.posix_fallocate, []
+
+    def full(*arguments):
+        writes.append(arguments)
+        if len(writes) == failing_write:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(*arguments)
+
+    monkeypatch.setattr("action_attention.features.os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*shard-00000\.h5'"):
+        write_shard(tmp_path / "shard-00000.h5", [3, 4])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(path, text):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_json(tmp_path / "a.json", {"old": 1})
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "a.json", {"new": 2})
+    assert [(path.name, json.loads(path.read_text())) for path in tmp_path.iterdir()] == [("a.json", {"old": 1})]
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000, -100])
@@ -104,9 +192,21 @@ def test_shards_of_two_extractions_are_refused(folder):
 
 
 def test_another_schema_is_refused(folder):
-    with h5py.File(folder / "shard-00000.h5", "r+") as file:
-        file.attrs["schema_version"] = 99
+    write_shard(folder / "shard-00000.h5", [3], {**SETTINGS, "schema_version": 99})
     with pytest.raises(UserError, match="schema 99, this version reads 1"):
+        FeatureCache(folder)
+
+
+@pytest.mark.parametrize("key", ["videos", "frames", "features_sha256"])
+def test_an_edited_index_is_refused_by_the_shard_it_lies_about(folder, key):
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][1][key] = 8
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json and the shards disagree on shard-00001\.h5; run"):
+        FeatureCache(folder)
+    index["settings"]["fps"] = 25.0
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="disagree on its settings, shard-00001"):
         FeatureCache(folder)
 
 

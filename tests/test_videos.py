@@ -1,5 +1,7 @@
 """Which frames of a file are taken, and what is wrong with files."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -82,6 +84,24 @@ def test_listing_is_sorted_by_class_and_name_whatever_the_folder_order(tmp_path)
         list_videos(tmp_path / "absent")
     with pytest.raises(UserError, match="holds no videos"):
         list_videos(tmp_path / "a")
+
+
+def test_a_name_that_is_not_utf8_is_listed_as_text_and_cannot_be_opened(tmp_path):
+    (tmp_path / "a").mkdir()
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/a/caf\xe9.avi")
+    write_video(tmp_path / "a" / "x.avi", 8)
+    (tmp_path / "a" / "x.avi").rename(path)
+    assert list_videos(tmp_path) == ["a/caf\\xe9.avi"]
+    with pytest.raises(UnusableVideoError, match="its name is not UTF-8; rename it"):
+        VideoReader(path, 15.0)
+
+
+@pytest.mark.parametrize("text", ["#EXTM3U\n#EXTINF:9,\nb.avi\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile b.avi\n"])
+def test_a_playlist_with_a_videos_name_opens_nothing_else(tmp_path, text):
+    write_video(tmp_path / "b.avi", 8)
+    (tmp_path / "a.avi").write_text(text)
+    with pytest.raises(UnusableVideoError, match="cannot be opened as a video"):
+        VideoReader(tmp_path / "a.avi", 15.0)
 
 
 def test_variable_rate_file_is_sampled_by_its_time_stamps(tmp_path, monkeypatch):
