@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import platform
 import subprocess
 import time
@@ -136,7 +137,8 @@ def train(
         state = RunState(run_dir, config, new_model(config, len(classes)), validate=bool(split["validation"]))
         model = new_model(config, len(classes))
         compile_model(model, config, training.steps(config.batch_size))
-        first_epoch = state.restore(model)
+        with writing(run_dir):
+            first_epoch = state.restore(model)
         if not state.finished(first_epoch):
             with writing(run_dir):
                 write_json(run_dir / "split.json", split)
@@ -202,18 +204,13 @@ def open_logs(
     What a stopped run wrote of epochs that are done again is removed, so that every epoch stands there once.
     """
     for path in folder.glob("*/events.out.tfevents.*"):
-        events = tf.data.TFRecordDataset(str(path)).ignore_errors()  # a killed process leaves half a record at the end
-        kept = [
-            event for event in events.as_numpy_iterator() if tf.compat.v1.Event.FromString(event).step < first_epoch
-        ]
-        if not kept:
-            path.unlink()
-            continue
-        part = path.with_name("events.part")
-        with tf.io.TFRecordWriter(str(part)) as writer:
-            for event in kept:
-                writer.write(event)
-        part.replace(path)
+        size = 0
+        # epochs are in order, and a killed process leaves half a record at the end
+        for event in tf.data.TFRecordDataset(str(path)).ignore_errors().as_numpy_iterator():
+            if tf.compat.v1.Event.FromString(event).step >= first_epoch:
+                break
+            size += len(event) + 16  # the record's length and two checksums
+        os.truncate(path, size)
     sides = ("train", "validation")[: 1 + validate]
     writers = {side: tf.summary.create_file_writer(str(folder / side)) for side in sides}
     if validate and first_epoch == 0:
@@ -380,6 +377,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
+        for part in folder.glob("*.part"):
+            part.unlink()
         # TensorFlow says it in several lines, the first after the name of an operation in braces
         reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].rpartition("}} ")[2]
         raise UserError(

@@ -274,7 +274,7 @@ def _open(path: Path) -> zipfile.ZipFile | rarfile.RarFile:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"Rar!":
-        return rarfile.RarFile(path)
+        return rarfile.RarFile(path, errors="strict")  # by default it ends in silence where a header is damaged
     if magic[:2] == b"PK":
         return zipfile.ZipFile(path)
     raise UserError(f"{path.name} is no ZIP or RAR archive")

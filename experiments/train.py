@@ -145,7 +145,7 @@ def choose_split(
     else:
         lists = run_dir / "splits"
         if not lists.exists():  # all of them or none, however this ends
-            part = run_dir / "splits.part"
+            part = run_dir / ".splits"
             shutil.rmtree(part, ignore_errors=True)
             write_lists(part, make_tags(sorted(cache.videos), seed))
             part.rename(lists)

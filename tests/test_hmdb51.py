@@ -366,6 +366,9 @@ def test_broken_archives_are_named(tmp_path, kind):
     path.write_bytes(data[:900])
     with pytest.raises(UserError, match=rf"a\.{kind} cannot be unpacked"):
         unpack(path, tmp_path / "new")
+    path.write_bytes(data[:50])  # within the first member's header
+    with pytest.raises(UserError, match=rf"a\.{kind} cannot be unpacked"):
+        unpack(path, tmp_path / "new")
     path.write_bytes(b"<html>")
     with pytest.raises(UserError, match=rf"a\.{kind} is no ZIP or RAR archive"):
         unpack(path, tmp_path / "new")
