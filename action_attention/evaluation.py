@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import zlib
+from importlib.metadata import version
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,6 +24,8 @@ from action_attention.overlays import gallery
 
 SUBSETS = ("train", "validation", "test")
 GALLERY_VIDEOS = 6
+RUN_SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
+NPZ_ERRORS = (OSError, EOFError, KeyError, ValueError, IndexError, NotImplementedError, BadZipFile, zlib.error)
 
 
 def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[VideoPrediction]:
@@ -57,13 +61,21 @@ def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[Vi
 def read_run(run_dir: Path, *, of_frames: bool = True) -> tuple[dict, dict[str, list[str]]]:
     """`run.json` and the lists of videos by subset.
 
-    Raises UserError if there is no run or, with `of_frames`, if its model decides on whole videos.
+    Raises UserError if there is no run, if a newer version made it or, with `of_frames`, if its model decides on whole
+    videos.
     """
     try:
         run, split = (json.loads((run_dir / name).read_text()) for name in ("run.json", "split.json"))
-    except (OSError, ValueError) as error:
+        model, schema = run["config"]["model"], run.get("schema_version", 1)
+    except OSError as error:
         raise UserError(f"{run_dir} holds no training run ({error}); make one with `make train`") from error
-    model = run["config"]["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run_dir}: run.json or split.json is damaged ({error}); train again elsewhere") from error
+    if schema > RUN_SCHEMA_VERSION:
+        raise UserError(
+            f"{run_dir} is a run of schema {schema}, this version reads up to {RUN_SCHEMA_VERSION}; use the version "
+            f"that made it: {made_by(run)}"
+        )
     if of_frames and model not in models.MODEL_NAMES:
         raise UserError(
             f"{run_dir} is a run of {model}, which decides on whole videos and says nothing of their frames: it was "
@@ -72,15 +84,36 @@ def read_run(run_dir: Path, *, of_frames: bool = True) -> tuple[dict, dict[str, 
     return run, split
 
 
+def made_by(run: dict) -> str:
+    """The versions that made a run, for a sentence about one that cannot be read."""
+    versions = [f"{package} {number}" for package, number in run.get("versions", {}).items()]
+    return ", ".join([f"git {run.get('git', 'unknown')[:12]}", *versions])
+
+
 def load_model(run_dir: Path) -> keras.Model:
-    """A run's best model. Raises UserError if there is none yet or it cannot be read."""
+    """A run's best model. Raises UserError if there is none yet, it cannot be read, or it is not the run's."""
+    run, _ = read_run(run_dir)
     path = run_dir / "model.keras"
     if not path.is_file():
         raise UserError(f"{run_dir} holds no model.keras yet; let at least one epoch of `make train` finish")
     try:
+        # safe mode: nothing in the file is run as code
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its parts raise
-        raise UserError(f"{path} cannot be read as a model of this version ({error})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{path} cannot be read as a model of this version, with Keras {version('keras')} ({reason}); it was made "
+            f"by {made_by(run)}: use that, or train again"
+        ) from error
+    settings = model.get_config() if isinstance(model, models.ActionModel) else {}
+    wanted = {"name": run["config"]["model"], "classes": len(run["classes"])}
+    wanted |= {key: value for key, value in run["config"].items() if key in settings}
+    for key, value in wanted.items():
+        if settings.get(key) != value:
+            raise UserError(
+                f"{path} is not this run's model: it has {key}={settings.get(key)}, run.json says {key}={value}; put "
+                "back the file that belongs here, or train again"
+            )
     model.compile(jit_compile=False)
     return model
 
@@ -108,10 +141,12 @@ def evaluate(
     """
     run, split = read_run(run_dir)
     model = load_model(run_dir)
+    if "best" not in run:
+        raise UserError(f"{run_dir} is in training or was stopped in it; go on with --resume, then evaluate it")
     for key, value in run["cache"]["settings"].items():
-        if key != "weights" and cache.settings[key] != value:
+        if key != "weights" and cache.settings.get(key) != value:
             raise UserError(
-                f"{cache.folder} has {key}={cache.settings[key]}, but {run_dir} was trained with {key}={value}; "
+                f"{cache.folder} has {key}={cache.settings.get(key)}, but {run_dir} was trained with {key}={value}; "
                 "give --features the cache that it was trained on, or one that was extracted alike"
             )
     if not split[subset]:
@@ -156,17 +191,17 @@ def read_predictions(run_dir: Path, subset: str = "test") -> list[VideoPredictio
     if not (folder / "frames.npz").is_file():
         raise UserError(f"{folder} holds no frames.npz, where an evaluation keeps each frame; make it with {remedy}")
     try:
-        with (folder / "predictions.csv").open(newline="") as file:
+        with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
             rows = [
                 (row["video"], run["classes"].index(row["label"]), int(row["frames"])) for row in csv.DictReader(file)
             ]
-        with (folder / "frames.npz").open("rb") as file, np.load(file) as arrays:
+        with (folder / "frames.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             attention, probabilities = arrays["attention"], arrays["probabilities"]
         ends = np.cumsum([frames for *_, frames in rows])
         expected = (ends[-1], len(run["classes"]))
         if probabilities.shape != expected or attention.shape[:1] != expected[:1] or attention.ndim != 3:
             raise ValueError(f"{expected[0]} frames of {expected[1]} classes expected, not {probabilities.shape}")
-    except (OSError, EOFError, KeyError, ValueError, IndexError, BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise UserError(
             f"the files in {folder} do not fit together ({error}); make them again with {remedy}"
         ) from error
@@ -198,8 +233,8 @@ def confusion_png(confusion: np.ndarray, classes: list[str]) -> bytes:
     axes = figure.add_subplot()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     for row, column in zip(*np.nonzero(confusion), strict=True):
@@ -212,7 +247,7 @@ def confusion_png(confusion: np.ndarray, classes: list[str]) -> bytes:
 
 def _write_predictions(path: Path, predictions: list[VideoPrediction], classes: list[str], vote: str) -> None:
     """One row a video; `votes` is the share of frames won and `probability` the mean probability of the prediction."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["video", "label", "predicted", "right", "votes", "probability", "frames", "top5"])
         for prediction in predictions:

@@ -1,9 +1,13 @@
 """`train`: a config, a feature cache and lists of videos -> a run directory."""
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +20,15 @@ from tensorboard.plugins.hparams import api as hparams
 
 from action_attention.clips import Clips, class_names
 from action_attention.errors import UserError
-from action_attention.evaluation import confusion_png, draw_gallery, predict_videos
+from action_attention.evaluation import (
+    NPZ_ERRORS,
+    RUN_SCHEMA_VERSION,
+    confusion_png,
+    draw_gallery,
+    made_by,
+    predict_videos,
+    read_run,
+)
 from action_attention.features import FeatureCache, write_json
 from action_attention.losses import AttentionPenalty, FrameCrossEntropy
 from action_attention.metrics import FrameAccuracy, summarize
@@ -27,7 +39,7 @@ PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then ev
 
 
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """The loss or a weight is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -105,48 +117,55 @@ def train(
         the content of `run.json`.
 
     Raises:
-        UserError: the run directory holds a run and `resume` is not asked for, or that run is another one.
+        UserError: the run directory holds a run and `resume` is not asked for, that run is another one or another
+            process is at it, its state cannot be read, or what is made cannot be written.
         DivergedError: a loss is not finite.
     """
     classes = class_names(split["train"])
+    unknown = set(class_names([name for videos in split.values() for name in videos])) - set(classes)
+    if unknown:
+        raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, which it tests; mend it")
     keras.utils.set_random_seed(config.seed)
     tf.config.experimental.enable_op_determinism()
     run = {**describe(asdict(config), cache, split), **(about or {})}
-    if (run_dir / "run.json").exists():
-        _check_resumable(run_dir, run, resume)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "run.json", run)
-    write_json(run_dir / "split.json", split)
-
-    training = Clips(cache, split["train"], classes, config.clip_length, config.clip_stride)
-    validation = Clips(cache, split["validation"], classes, config.clip_length, config.clip_stride)
-    # what is saved carries weights only, no optimizer and no losses: it loads without the training code
-    state = RunState(run_dir, config, new_model(config, len(classes)), validate=bool(split["validation"]))
-    model = new_model(config, len(classes))
-    compile_model(model, config, training.steps(config.batch_size))
-    first_epoch = state.restore(model)
-    callbacks = [keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False), state, *(callbacks or [])]
-    if split["validation"]:
-        callbacks.insert(0, VideoValidation(run_dir / "logs" / "validation", config, validation, classes, read_frames))
-    logging.info(
-        "%s: %d training clips of %d videos, %d validation videos, %d classes, features %s",
-        config.model, len(training), len(split["train"]), len(split["validation"]), len(classes),
-        "in memory" if training.in_memory else "streamed from the cache",
-    )  # fmt: skip
-    if not state.finished(first_epoch):
-        model.fit(
-            training.shuffled_batches(
-                config.batch_size, config.seed, range(first_epoch, config.epochs), mirror=config.mirror
-            ),
-            initial_epoch=first_epoch,
-            epochs=config.epochs,
-            steps_per_epoch=training.steps(config.batch_size),
-            callbacks=callbacks,
-            shuffle=False,  # the batches come shuffled
-            verbose=verbose,
-        )
-    run |= {"best": state.best, "epochs": len(state.history), "seconds": state.seconds}
-    write_json(run_dir / "run.json", run)
+    with _lock(run_dir):
+        if (run_dir / "run.json").exists() or (run_dir / "last_state.npz").exists():
+            _check_resumable(run_dir, run, split, resume)
+        training = Clips(cache, split["train"], classes, config.clip_length, config.clip_stride)
+        validation = Clips(cache, split["validation"], classes, config.clip_length, config.clip_stride)
+        # what is saved carries weights only, no optimizer and no losses: it loads without the training code
+        state = RunState(run_dir, config, new_model(config, len(classes)), validate=bool(split["validation"]))
+        model = new_model(config, len(classes))
+        compile_model(model, config, training.steps(config.batch_size))
+        with writing(run_dir):
+            first_epoch = state.restore(model)
+        if not state.finished(first_epoch):
+            with writing(run_dir):
+                write_json(run_dir / "split.json", split)
+                write_json(run_dir / "run.json", run)
+                writers = open_logs(run_dir / "logs", first_epoch, config, validate=state.validate)
+            callbacks = [Curves(writers), state, *(callbacks or [])]
+            if state.validate:
+                callbacks.insert(0, VideoValidation(writers["validation"], config, validation, classes, read_frames))
+            logging.info(
+                "%s: %d training clips of %d videos, %d validation videos, %d classes, features %s",
+                config.model, len(training), len(split["train"]), len(split["validation"]), len(classes),
+                "in memory" if training.in_memory else "streamed from the cache",
+            )  # fmt: skip
+            model.fit(
+                training.shuffled_batches(
+                    config.batch_size, config.seed, range(first_epoch, config.epochs), mirror=config.mirror
+                ),
+                initial_epoch=first_epoch,
+                epochs=config.epochs,
+                steps_per_epoch=training.steps(config.batch_size),
+                callbacks=callbacks,
+                shuffle=False,  # the batches come shuffled
+                verbose=verbose,
+            )
+        run |= {"best": state.best, "epochs": len(state.history), "seconds": state.seconds}
+        with writing(run_dir):
+            write_json(run_dir / "run.json", run)
     return run
 
 
@@ -177,16 +196,57 @@ def compile_model(model: keras.Model, config: TrainConfig, steps: int) -> None:
     )
 
 
-class VideoValidation(keras.callbacks.Callback):
-    """Adds accuracies of the validation videos to the epoch's logs, and to TensorBoard what Keras' callback lacks:
-    hyper-parameters, the confusion matrix, and the gaze over real frames of a few videos."""
+def open_logs(
+    folder: Path, first_epoch: int, config: TrainConfig, validate: bool
+) -> dict[str, tf.summary.SummaryWriter]:
+    """TensorBoard's writers for `train` and, with `validate`, `validation`, with the hyper-parameters in them.
 
-    def __init__(self, folder: Path, config: TrainConfig, clips: Clips, classes: list[str], read_frames):
-        super().__init__()
-        self.config, self.clips, self.classes, self.read_frames = config, clips, classes, read_frames
-        self.writer = tf.summary.create_file_writer(str(folder))
-        with self.writer.as_default():
+    What a stopped run wrote of epochs that are done again is removed, so that every epoch stands there once.
+    """
+    for path in folder.glob("*/events.out.tfevents.*"):
+        size = 0
+        # epochs are in order, and a killed process leaves half a record at the end
+        for event in tf.data.TFRecordDataset(str(path)).ignore_errors().as_numpy_iterator():
+            if tf.compat.v1.Event.FromString(event).step >= first_epoch:
+                break
+            size += len(event) + 16  # the record's length and two checksums
+        os.truncate(path, size)
+    sides = ("train", "validation")[: 1 + validate]
+    writers = {side: tf.summary.create_file_writer(str(folder / side)) for side in sides}
+    if validate and first_epoch == 0:
+        with writers["validation"].as_default():
             hparams.hparams({key: value for key, value in asdict(config).items() if value is not None})
+    return writers
+
+
+class Curves(keras.callbacks.Callback):
+    """Writes each epoch's numbers for TensorBoard, named as Keras' own callback names them.
+
+    They are on disk before the epoch's state is: Keras' callback keeps them in memory for up to two minutes, and a kill
+    would leave a hole in the curves.
+    """
+
+    def __init__(self, writers: dict[str, tf.summary.SummaryWriter]):
+        super().__init__()
+        self.writers = writers
+
+    def on_epoch_end(self, epoch, logs=None):
+        numbers = {**logs, "learning_rate": float(self.model.optimizer.learning_rate)}
+        for name, value in numbers.items():
+            with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch):
+                tf.summary.scalar(f"epoch_{name.removeprefix('val_')}", value)
+        for writer in self.writers.values():
+            writer.flush()
+
+
+class VideoValidation(keras.callbacks.Callback):
+    """Adds accuracies of the validation videos to the epoch's logs, and to TensorBoard the confusion matrix and the
+    gaze over real frames of a few videos."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter, config: TrainConfig, clips: Clips, classes, read_frames):
+        super().__init__()
+        self.writer, self.config, self.clips, self.classes = writer, config, clips, classes
+        self.read_frames = read_frames
 
     def on_epoch_end(self, epoch, logs=None):
         predictions = predict_videos(self.model, self.clips, self.config.batch_size)
@@ -201,14 +261,14 @@ class VideoValidation(keras.callbacks.Callback):
             picture = draw_gallery(predictions, self.classes, self.config.vote, self.read_frames)
             if picture is not None:
                 tf.summary.image("attention", picture[None])
-        self.writer.flush()
 
 
 class RunState(keras.callbacks.Callback):
     """Keeps the best model, the last state and the history; stops after `patience` epochs without a better one.
 
     Better is a higher video accuracy on the validation videos, on a tie a lower cross-entropy. Without validation the
-    last epoch counts as the best.
+    last epoch counts as the best. An epoch counts when `last_state.npz` has its name; what was written before that is
+    done again, what comes after it (`_settle`) is made up for by `restore`.
     """
 
     def __init__(self, run_dir: Path, config: TrainConfig, best_model: keras.Model, validate: bool):
@@ -217,16 +277,30 @@ class RunState(keras.callbacks.Callback):
         self.history, self.best, self.seconds = [], None, 0.0
 
     def restore(self, model: keras.Model) -> int:
-        """Puts the last finished epoch's state into a freshly built model; returns the next epoch's number."""
+        """Puts the last finished epoch's state into a freshly built model; returns the next epoch's number.
+
+        Raises UserError if the state is damaged or of another version.
+        """
         model.optimizer.build(model.trainable_variables)
-        path = self.run_dir / "last_state.npz"
-        if not path.is_file():
-            return 0
-        with np.load(path, allow_pickle=False) as saved:
-            for index, variable in enumerate(_state_variables(model)):
-                variable.assign(saved[f"variable_{index:03}"])
-            kept = json.loads(str(saved["progress"]))
-        self.history, self.best, self.seconds = kept["history"], kept["best"], kept["seconds"]
+        path, variables = self.run_dir / "last_state.npz", _state_variables(model)
+        if path.is_file():
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                    kept = json.loads(str(saved["progress"]))
+                    arrays = [saved[name] for name in saved.files if name != "progress"]
+                self.history, self.best, self.seconds = kept["history"], kept["best"], kept["seconds"]
+                if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+                    raise ValueError("it has other variables than the model")
+            except NPZ_ERRORS as error:
+                raise UserError(
+                    f"{path} is damaged or of another version ({error}); train again with another --run_dir, or use "
+                    f"the version that made it: {made_by(read_run(self.run_dir)[0])}"
+                ) from error
+            for variable, array in zip(variables, arrays, strict=True):
+                variable.assign(array)
+            self._settle()
+        for part in [*self.run_dir.glob("*.part"), *self.run_dir.glob("*.part.*")]:
+            part.unlink()
         return len(self.history)
 
     def finished(self, epoch: int) -> bool:
@@ -236,33 +310,59 @@ class RunState(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._started = time.monotonic()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # the loss is the mean since the epoch's start, so it is not finite from the first such step on
+        if not np.isfinite(logs["loss"]):
+            raise self._diverged(f"the loss is {logs['loss']} in epoch {self._epoch}, step {batch}")
+
     def on_epoch_end(self, epoch, logs=None):
         logs = {key: float(value) for key, value in logs.items()}
-        if not np.isfinite(logs["loss"]):
-            raise DivergedError(
-                f"the loss is {logs['loss']} in epoch {epoch}; {self.run_dir} keeps the state of the epoch before, "
-                "try a smaller --learning_rate"
-            )
+        arrays = {f"variable_{i:03}": np.array(v) for i, v in enumerate(_state_variables(self.model))}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._diverged(f"the last step of epoch {epoch} left weights that are not finite")
         now = time.monotonic()
         self.seconds, self._started = self.seconds + now - self._started, now
         self.history.append({"epoch": epoch, "seconds": self.seconds, **logs})
         score = (logs["val_video_top1"], -logs["val_cross_entropy"]) if self.validate else (epoch, 0)
-        if self.best is None or score > tuple(self.best["score"]):
+        better = self.best is None or score > tuple(self.best["score"])
+        if better:
             self.best = {"epoch": epoch, "score": score, **logs}
-            part = self.run_dir / "model.part.keras"
-            self.best_model.set_weights(self.model.get_weights())
-            self.best_model.save(part)
-            part.replace(self.run_dir / "model.keras")
         progress = {"history": self.history, "best": self.best, "seconds": self.seconds}
-        arrays = {f"variable_{i:03}": np.array(v) for i, v in enumerate(_state_variables(self.model))}
         part = self.run_dir / "last_state.part.npz"
-        np.savez(part, progress=np.array(json.dumps(progress)), **arrays)
-        part.replace(self.run_dir / "last_state.npz")
-        write_json(self.run_dir / "history.json", self.history)
+        with writing(self.run_dir):
+            try:
+                if better:
+                    self.best_model.set_weights(self.model.get_weights())
+                    self.best_model.save(self._next_model)
+                np.savez(part, progress=np.array(json.dumps(progress)), **arrays)
+                part.replace(self.run_dir / "last_state.npz")
+            except OSError:
+                part.unlink(missing_ok=True)
+                self._next_model.unlink(missing_ok=True)
+                raise
+            self._settle()
         shown = ("loss", "logits_frame_top1", "val_video_top1", "val_cross_entropy")
         logging.info("epoch %d: %s", epoch, ", ".join(f"{key} {logs[key]:.4f}" for key in shown if key in logs))
         if self.finished(epoch + 1):
             self.model.stop_training = True
+
+    @property
+    def _next_model(self) -> Path:
+        """The best model until the state that says so is written; its epoch tells it from one that was cut off."""
+        return self.run_dir / f"model-{self.best['epoch']}.part.keras"
+
+    def _settle(self) -> None:
+        """Brings `model.keras` and `history.json` in line with the state."""
+        if self._next_model.exists():
+            self._next_model.replace(self.run_dir / "model.keras")
+        write_json(self.run_dir / "history.json", self.history)
+
+    def _diverged(self, what: str) -> DivergedError:
+        kept = f"keeps the state of epoch {len(self.history) - 1}" if self.history else "holds no state yet"
+        return DivergedError(f"{what}; {self.run_dir} {kept}, train anew with a smaller --learning_rate")
 
 
 def _state_variables(model: keras.Model) -> list[keras.Variable]:
@@ -271,10 +371,44 @@ def _state_variables(model: keras.Model) -> list[keras.Variable]:
     return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
 
 
-def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a full or broken disk raises into a UserError."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        for part in folder.glob("*.part"):
+            part.unlink()
+        # TensorFlow says it in several lines, the first after the name of an operation in braces
+        reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].rpartition("}} ")[2]
+        raise UserError(
+            f"{folder} cannot be written to ({reason}); what it holds of the epochs before is whole: make room, then "
+            "the same command with --resume goes on"
+        ) from error
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory for one process."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another training is at work in {run_dir}; wait, or give another --run_dir") from None
+        yield
+
+
+def _check_resumable(run_dir: Path, run: dict, split: dict[str, list[str]], resume: bool) -> None:
     if not resume:
         raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
-    there = json.loads((run_dir / "run.json").read_text())
+    there, videos = read_run(run_dir)
+    unknown = there["config"].keys() - run["config"].keys()
+    if unknown:
+        raise UserError(
+            f"{run_dir} has settings that this version does not know ({', '.join(sorted(unknown))}); resume it with "
+            f"the version that made it ({made_by(there)}), or give another --run_dir"
+        )
     config = asdict(TrainConfig(**there["config"]))  # with the defaults of what a run of an older version does not say
     free = ("patience",) if config["schedule"] == "cosine" else ("epochs", "patience")
     for key, value in run["config"].items():
@@ -287,6 +421,13 @@ def _check_resumable(run_dir: Path, run: dict, resume: bool) -> None:
         raise UserError(
             f"{run_dir} was trained on other features than {run['cache']['folder']}; give it the same cache"
         )
+    for subset, names in split.items():
+        if videos[subset] != names:
+            changed = len(set(videos[subset]) ^ set(names))
+            raise UserError(
+                f"{run_dir} has other {subset} videos than are asked for now ({changed} differ); resume with the same "
+                "--splits, --split and --validation, or give another --run_dir"
+            )
 
 
 def describe(config: dict, cache: FeatureCache, split: dict[str, list[str]]) -> dict:
@@ -294,6 +435,7 @@ def describe(config: dict, cache: FeatureCache, split: dict[str, list[str]]) -> 
     git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
     revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
+        "schema_version": RUN_SCHEMA_VERSION,
         "config": config,
         "classes": class_names(split["train"]),
         "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},

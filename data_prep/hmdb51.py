@@ -6,13 +6,13 @@ Whatever stops it, the same command goes on: a download from its last byte, unpa
 layout is `videos/<class>/<clip>.avi` and `splits/<class>_test_split<N>.txt`; how the archives nest does not matter.
 """
 
+import errno
 import re
 import shutil
 import stat
 import tempfile
 import time
 import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -34,8 +34,6 @@ BLOCK_BYTES = 1 << 16  # what a broken connection loses at most
 UNPACKED_BYTES = 20 * 10**9  # the dataset has 2 GB; an archive may hold it twice over, as archives and unpacked
 NESTED_ARCHIVES = 2  # the original nests one archive per class
 LIST_NAME = re.compile(r".+_test_split[123]\.txt")
-# RuntimeError: what zipfile raises for an encrypted member or a compression that it does not know
-UNREADABLE = (zipfile.BadZipFile, zlib.error, rarfile.Error, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -216,12 +214,12 @@ def _transfer(source: Source, part: Path, start: int) -> None:
 
 @dataclass
 class Unpacked:
-    """What was unpacked so far: numbers of `videos` and `splits`, bytes, and the size of every file."""
+    """What was unpacked so far: numbers of `videos` and `splits`, bytes, and the size and CRC of every file."""
 
     videos: int = 0
     splits: int = 0
     bytes: int = 0
-    sizes: dict[Path, int] = field(default_factory=dict)
+    files: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
 
 def unpack(path: Path, output: Path, done: Unpacked | None = None, nested: int = 0) -> None:
@@ -252,15 +250,20 @@ def unpack(path: Path, output: Path, done: Unpacked | None = None, nested: int =
                         _copy(archive, member, inner)
                         unpack(inner, output, done, nested + 1)
                 else:
-                    if done.sizes.setdefault(target, member.file_size) != member.file_size:
+                    content = member.file_size, member.CRC
+                    if done.files.setdefault(target, content) != content:
                         raise UserError(f"{path.name} holds two different files for {target}")
                     if not (target.exists() and target.stat().st_size == member.file_size):
                         _copy(archive, member, target)
                     part = target.relative_to(output).parts[0]
                     setattr(done, part, getattr(done, part) + 1)
+    except UserError:
+        raise
     except rarfile.RarCannotExec as error:
         raise UserError(f"to unpack {path.name}, install unar (free) or unrar, then run this again") from error
-    except UNREADABLE as error:
+    except Exception as error:  # the libraries raise whatever their parts raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk, not of the archive
         raise UserError(
             f"{path.name} cannot be unpacked ({error}); get it again"
             + (", or install unar or unrar if only bsdtar or 7z is there" if isinstance(error, rarfile.Error) else "")
@@ -271,7 +274,7 @@ def _open(path: Path) -> zipfile.ZipFile | rarfile.RarFile:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"Rar!":
-        return rarfile.RarFile(path)
+        return rarfile.RarFile(path, errors="strict")  # by default it ends in silence where a header is damaged
     if magic[:2] == b"PK":
         return zipfile.ZipFile(path)
     raise UserError(f"{path.name} is no ZIP or RAR archive")
@@ -322,11 +325,15 @@ def _copy(archive: zipfile.ZipFile | rarfile.RarFile, member, target: Path) -> N
     """Both libraries stop at the announced size and check the CRC."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    with archive.open(member) as source, part.open("wb") as file:
-        shutil.copyfileobj(source, file, BLOCK_BYTES)
-    if part.stat().st_size != member.file_size:
-        raise EOFError(f"{target.name} ends early")
-    part.replace(target)
+    try:
+        with archive.open(member) as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+        if part.stat().st_size != member.file_size:
+            raise EOFError(f"{target.name} ends early")
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _warn_of_unlisted(output: Path) -> None:

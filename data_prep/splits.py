@@ -1,6 +1,7 @@
 """Who trains, validates, is tested: official lists, seeded splits, validation videos held out by source film."""
 
 import csv
+import io
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ SUBSETS = ("unused", "train", "test", "validation")  # by tag
 VALIDATION_FOLDS = 7  # one seventh of the training videos validates
 TEST_FOLDS = 3  # one third is tested, near HMDB-51's 30 of 100
 TUTORIAL_VALIDATION = 1130 / 1530
+_LIST_LINE = re.compile(r"([^\r\n]+?)\s+([012])\s*")
 
 
 def read_lists(path: Path, number: int = 1) -> dict[str, int]:
@@ -46,8 +48,8 @@ def _read_official(folder: Path, number: int) -> Iterator[tuple[str, str, int]]:
             f"{folder} holds no lists <class>{suffix}; give the folder of the official lists, a .csv, or no --splits"
         )
     for path in lists:
-        for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            match = re.fullmatch(r"(.+?)\s+([012])\s*", line)
+        for line_number, line in enumerate(re.split("\r\n|\r|\n", _read_text(path)), 1):
+            match = _LIST_LINE.fullmatch(line)
             place = f"{path}, line {line_number}"
             if match:
                 yield place, f"{path.name.removesuffix(suffix)}/{match[1]}", int(match[2])
@@ -56,8 +58,8 @@ def _read_official(folder: Path, number: int) -> Iterator[tuple[str, str, int]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, str, int]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+    try:
+        rows = csv.DictReader(io.StringIO(_read_text(path, "utf-8-sig"), newline=""))
         if not {"video", "subset"} <= set(rows.fieldnames or ()):
             raise UserError(f"{path}: its first line must name the columns video and subset, found {rows.fieldnames}")
         for row in rows:
@@ -66,8 +68,18 @@ def _read_csv(path: Path) -> Iterator[tuple[str, str, int]]:
             if not re.fullmatch("[^/]+/[^/]+", name):
                 raise UserError(f"{place}: expected <class>/<file> as video, found {name!r}")
             if subset not in SUBSETS:
-                raise UserError(f"{place}: the subset of {name} is {subset!r}, not one of {', '.join(SUBSETS)}")
+                raise UserError(f"{place}: the subset of {name!r} is {subset!r}, not one of {', '.join(SUBSETS)}")
             yield place, name, SUBSETS.index(subset)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num + 1} is no line of a CSV file ({error}); mend it") from error
+
+
+def _read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A file's text with its line ends as they are, because names may hold what else counts as one."""
+    try:
+        return path.read_bytes().decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
 
 def match_names(tags: dict[str, int], videos: Collection[str]) -> dict[str, int]:
@@ -91,7 +103,14 @@ def match_names(tags: dict[str, int], videos: Collection[str]) -> dict[str, int]
 
 
 def write_lists(folder: Path, tags: dict[str, int], number: int = 1) -> None:
-    """Writes tags in the official format, one list a class."""
+    """Writes tags in the official format, one list a class.
+
+    Raises UserError, and writes nothing, if a name cannot stand in a line of that format.
+    """
+    for name, tag in tags.items():
+        match = _LIST_LINE.fullmatch(f"{name.split('/')[1]} {tag} ")
+        if not match or match[1] != name.split("/")[1]:
+            raise UserError(f"{name!r} cannot stand in a list of videos; rename it, or give a split as a CSV file")
     folder.mkdir(parents=True, exist_ok=True)
     for class_name in {name.split("/")[0] for name in tags}:
         lines = [

@@ -7,6 +7,7 @@ decoded a second time for the overlay, so that memory does not grow with its len
 """
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +49,12 @@ def main() -> None:
     classes, vote = run["classes"], args.vote or run["config"]["vote"]
     if not path.is_file():
         raise UserError(f"--video={args.video} is not a file; give a video file")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of --video={os.fsencode(path)} is not UTF-8; rename the file or its folder"
+        ) from None
     if args.label not in (None, *classes):
         raise UserError(f"the model knows no class {args.label}; its classes are {', '.join(classes)}")
     output.mkdir(parents=True, exist_ok=True)
@@ -96,9 +103,9 @@ def predict(
     settings, config, model = run["cache"]["settings"], run["config"], load_model(run_dir)
     network = network or _build_backbone(run_dir, settings, weights)
     for key, value in cache_settings(network, settings["fps"]).items():
-        if key != "weights" and settings[key] != value:
+        if key != "weights" and settings.get(key) != value:
             raise UserError(
-                f"{run_dir} was trained on features with {key}={settings[key]}, but now they have {key}={value}; "
+                f"{run_dir} was trained on features with {key}={settings.get(key)}, but now they have {key}={value}; "
                 "give the same --weights, or extract and train again with this version"
             )
     path = path.absolute()

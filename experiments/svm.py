@@ -82,7 +82,7 @@ def write_evaluation(folder: Path, predictions: list[VideoPrediction], classes: 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", metrics)
     (folder / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), classes))
-    with (folder / "predictions.csv").open("w", newline="") as file:
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["video", "label", "predicted", "right", "top5"])
         for prediction in predictions:

@@ -3,6 +3,7 @@
 python -m experiments.train --features DIR --splits DIR --split 1 --model alstm --run_dir DIR
 """
 
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from action_attention.features import FeatureCache
 from action_attention.layers import INITIAL_STATES
 from action_attention.metrics import VOTES
 from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
-from action_attention.training import SCHEDULES, TrainConfig, train
+from action_attention.training import SCHEDULES, TrainConfig, train, writing
 from data_prep import program
 from data_prep.splits import (
     TEST,
@@ -143,8 +144,11 @@ def choose_split(
             about["validation"] = lists.name
     else:
         lists = run_dir / "splits"
-        if not lists.exists():
-            write_lists(lists, make_tags(sorted(cache.videos), seed))
+        if not lists.exists():  # all of them or none, however this ends
+            part = run_dir / ".splits"
+            shutil.rmtree(part, ignore_errors=True)
+            write_lists(part, make_tags(sorted(cache.videos), seed))
+            part.rename(lists)
         tags = {name: tag for name, tag in read_lists(lists).items() if test or tag != TEST}
     split = make_split(tags, validation, seed)
     copies = copies_across(split, {name: video.file_sha256 for name, video in cache.videos.items()})
@@ -164,13 +168,15 @@ def choose_split(
 
 def write_flags(run_dir: Path, resolved: dict) -> None:
     """Every flag's value, defaults included, in a file for --flagfile; a run that is there already keeps its own."""
+    if (run_dir / "run.json").exists():
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         value = resolved.get(flag.name, flag.value)
         if value is not None and flag.name not in ("resume", "run_dir"):
             lines.append(f"--{flag.name}={str(value).lower() if isinstance(value, bool) else value}\n")
-    if not (run_dir / "flags.txt").exists():
+    with writing(run_dir):
         (run_dir / "flags.txt").write_text("".join(lines))
 
 

@@ -302,8 +302,9 @@ def test_what_is_neither_clip_nor_list_is_left_and_the_same_file_twice_is_one(tm
     unpack(pack(tmp_path / "a.zip", files), tmp_path / "new", done)
     assert tree(tmp_path / "new") == {"videos/wave/a.avi": b"12"}
     assert (done.videos, done.splits) == (2, 0)
-    with pytest.raises(UserError, match="two different files"):
-        unpack(pack(tmp_path / "b.zip", files | {"third/wave/a.avi": b"123"}), tmp_path / "new")
+    for other in (b"123", b"21"):
+        with pytest.raises(UserError, match="two different files"):
+            unpack(pack(tmp_path / "b.zip", files | {"third/wave/a.avi": other}), tmp_path / "new")
 
 
 @pytest.mark.parametrize("kind", ["zip", "rar"])
@@ -365,10 +366,27 @@ def test_broken_archives_are_named(tmp_path, kind):
     path.write_bytes(data[:900])
     with pytest.raises(UserError, match=rf"a\.{kind} cannot be unpacked"):
         unpack(path, tmp_path / "new")
+    path.write_bytes(data[:50])  # within the first member's header
+    with pytest.raises(UserError, match=rf"a\.{kind} cannot be unpacked"):
+        unpack(path, tmp_path / "new")
     path.write_bytes(b"<html>")
     with pytest.raises(UserError, match=rf"a\.{kind} is no ZIP or RAR archive"):
         unpack(path, tmp_path / "new")
     assert not list((tmp_path / "new").rglob("*.avi"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_whatever_a_broken_member_makes_the_libraries_raise_names_the_archive_and_leaves_nothing(tmp_path, method):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("wave/ü.avi", CONTENT[:5000])
+    data = path.read_bytes()
+    packed = data.index("ü.avi".encode()) + 6  # the member's first byte
+    for place, byte in ((packed + 12, 0xFF), (packed - 6, 0xFF), (data.rindex("ü.avi".encode()), 0xFF)):
+        path.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
+        with pytest.raises(UserError, match=r"a\.zip cannot be unpacked"):
+            unpack(path, tmp_path / "new")
+        assert tree(tmp_path / "new") == {}
 
 
 def test_a_machine_without_a_rar_program_is_told_what_to_install(tmp_path, monkeypatch):

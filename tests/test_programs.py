@@ -1,5 +1,6 @@
 """The programs as a user runs them: all stages on a small sample, and what they say to mistakes."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -20,6 +21,11 @@ from experiments import table
 from experiments.train import choose_split
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("action_attention", "data_prep", "experiments")
+# what runs code that a file or a name may hold
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch", "yaml"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "enable_unsafe_deserialization"}
+UNSAFE_ARGUMENTS = {("allow_pickle", True), ("safe_mode", False), ("shell", True)}
 
 
 def run(module, *arguments):
@@ -156,3 +162,34 @@ def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, t
     args.duplicates = "error"
     with pytest.raises(UserError, match=r"1 videos have the same bytes .*; --duplicates=allow keeps them, drop_train"):
         choose_split(args, cache, tmp_path, seed=0)
+
+
+def dangerous_calls(source: str) -> list[str]:
+    """Imports, calls and arguments of a source text that would run what a file or a name holds."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
+            found.append(node.module)
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+            # `model.compile`, `re.compile` are other things
+            if name in UNSAFE_CALLS and (name != "compile" or isinstance(node.func, ast.Name)):
+                found.append(name)
+            for argument in node.keywords:
+                unknown = not isinstance(argument.value, ast.Constant)
+                for key, unsafe in UNSAFE_ARGUMENTS:
+                    if argument.arg == key and (unknown or argument.value.value is unsafe):
+                        found.append(key)
+    return found
+
+
+def test_no_code_of_ours_runs_what_a_file_holds():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            assert dangerous_calls(path.read_text()) == [], path
+    for source in ("import pickle", "from yaml import load", "eval('1')", "os.system(x)", "compile(x, y, z)",
+                   "np.load(x, allow_pickle=True)", "load_model(x, safe_mode=y)", "run(x, shell=True)"):  # fmt: skip
+        assert len(dangerous_calls(source)) == 1
+    assert dangerous_calls("model.compile(); np.load(x, allow_pickle=False); run(x, shell=False)") == []

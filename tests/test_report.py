@@ -34,7 +34,7 @@ def make_run(folder, seed, videos=VIDEOS, classes=CLASSES, validation="source", 
     predictions = []
     for number in range(videos):
         label = number % len(classes)
-        name = f"{classes[label]}/{FILES[number % 3].format(number)}"
+        name = f"{classes[label]}/{FILES[number % len(FILES)].format(number)}"
         logits = rng.normal(size=(FRAMES, len(classes)))
         logits[:, label] += 2 if rng.random() < 0.8 else -2
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

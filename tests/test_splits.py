@@ -44,6 +44,28 @@ def test_lists_survive_a_round_trip_with_any_name(tmp_path):
     assert (tmp_path / "wave_test_split3.txt").read_text() == "7 2_wave_1.avi 0 \n"
 
 
+def test_names_with_odd_spaces_and_separators_survive_and_what_a_line_cannot_hold_is_refused(tmp_path):
+    tags = dict.fromkeys(("sit/a\u2028b\x85\x0c\tc.avi", "sit/ 1 2.avi", "sit/=1+1.avi", "si\nt/-0 1"), 1)
+    write_lists(tmp_path / "whole", tags)
+    assert read_lists(tmp_path / "whole") == tags
+    for name in ("sit/a\nb.avi", "sit/a\rb.avi", "sit/a.avi ", "sit/a.avi\u2028"):
+        with pytest.raises(UserError, match="cannot stand in a list of videos; rename it, or give a split as a CSV"):
+            write_lists(tmp_path / "none", {"sit/good.avi": 1, name: 1})
+    assert not (tmp_path / "none").exists()
+    path = tmp_path / "mine.csv"
+    path.write_text('video,subset\n"sit/a\nb ""c"",\'.avi ",train\n=cmd|/\u202e,test\n', newline="")
+    assert read_lists(path) == {'sit/a\nb "c",\'.avi ': TRAIN, "=cmd|/\u202e": TEST}
+
+
+def test_lists_with_any_line_ends_and_no_other_encoding(tmp_path):
+    for ends in ("\n", "\r\n", "\r"):
+        (tmp_path / "sit_test_split1.txt").write_bytes(f"a.avi 1 {ends}é b.avi 2{ends}".encode())
+        assert read_lists(tmp_path) == {"sit/a.avi": TRAIN, "sit/é b.avi": TEST}
+    (tmp_path / "sit_test_split1.txt").write_bytes("a.avi 1\né.avi 2".encode("latin-1"))
+    with pytest.raises(UserError, match=r"sit_test_split1\.txt is not UTF-8 text .* at byte 8\); save it as UTF-8"):
+        read_lists(tmp_path)
+
+
 def test_a_wrong_line_is_named_with_its_place(tmp_path):
     (tmp_path / "sit_test_split1.txt").write_text("a_sit_0.avi 1 \nb_sit_0.avi 3 \n")
     with pytest.raises(UserError, match=r"sit_test_split1\.txt, line 2: .*'b_sit_0\.avi 3 '"):
@@ -169,8 +191,12 @@ def test_a_csv_file_is_a_split_with_or_without_validation_videos(tmp_path):
     [
         ("", r"first line must name the columns video and subset, found None"),
         ("sit/a.mp4,train\n", r"must name the columns video and subset, found \['sit/a\.mp4', 'train'\]"),
-        ("video,subset\nsit/a.mp4,Train\n", r"line 2: the subset of sit/a\.mp4 is 'Train', not one of unused, train, "),
-        ("video,subset\nsit/a.mp4\n", r"line 2: the subset of sit/a\.mp4 is None"),
+        (
+            "video,subset\nsit/a.mp4,Train\n",
+            r"line 2: the subset of 'sit/a\.mp4' is 'Train', not one of unused, train, ",
+        ),
+        ("video,subset\nsit/a.mp4\n", r"line 2: the subset of 'sit/a\.mp4' is None"),
+        ("video,subset\n" + "x" * 200_000 + ",test", r"line 2 is no line of a CSV file \(field larger than"),
         ("video,subset\na.mp4,train\n", r"line 2: expected <class>/<file> as video, found 'a\.mp4'"),
         ("video,subset\nsit/a.mp4,train\nsit/a.mp4,test\n", r"line 3: sit/a\.mp4 stands there for the second time"),
     ],

@@ -1,14 +1,16 @@
 """Training and evaluation on a tiny cache: what a run directory holds, repeatability, resuming, what is refused."""
 
 import csv
+import errno
 import json
 import shutil
 
 import keras
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from action_attention import training
+from action_attention import evaluation, training
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, load_model, predict_videos, read_predictions
@@ -18,6 +20,7 @@ from action_attention.training import TrainConfig, train
 from data_prep.splits import make_split, make_tags
 from data_prep.videos import frame_reader
 
+FOUR = {"epochs": 4, "learning_rate": 1e-2}
 ABOUT = {"dataset": "tiny", "split": 1, "validation": "source"}
 
 
@@ -41,6 +44,21 @@ def history_of(run_dir):
         {key: value for key, value in epoch.items() if key != "seconds"}
         for epoch in json.loads((run_dir / "history.json").read_text())
     ]
+
+
+def curves_of(run_dir):
+    """Everything in TensorBoard's files but the wall times, as its own reader has it."""
+    curves = {}
+    for folder in sorted((run_dir / "logs").iterdir()):
+        events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+        events.Reload()
+        for tag in events.Tags()["tensors"]:
+            values = events.Tensors(tag)
+            of_start = tag == "_hparams_/session_start_info"  # which holds a wall time
+            curves[f"{folder.name}/{tag}"] = [
+                (value.step, None if of_start else value.tensor_proto.SerializeToString()) for value in values
+            ]
+    return curves
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +96,13 @@ def test_a_run_directory_explains_itself(finished, cache_folder):
 
 
 def test_tensorboard_has_losses_apart_accuracies_rate_and_pictures(finished):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
-
-    tags = {}
-    for side in ("train", "validation"):
-        events = EventAccumulator(str(finished[0] / "logs" / side))
-        events.Reload()
-        tags[side] = set(events.Tags()["tensors"])
-    assert {"epoch_loss", "epoch_logits_loss", "epoch_attention_loss", "epoch_learning_rate"} <= tags["train"]
-    assert {"epoch_video_top1", "epoch_cross_entropy", "confusion", "attention"} <= tags["validation"]
-    assert "_hparams_/session_start_info" in tags["validation"]
+    curves = curves_of(finished[0])
+    losses = {f"train/epoch_{name}" for name in ("loss", "logits_loss", "attention_loss")}
+    assert {*losses, "train/epoch_learning_rate"} <= curves.keys()
+    of_videos = {"validation/epoch_video_top1", "validation/epoch_cross_entropy"}
+    assert {*of_videos, "validation/confusion", "validation/attention"} <= curves.keys()
+    assert all([step for step, _ in curves[name]] == [0, 1] for name in losses | of_videos)
+    assert len(curves["validation/_hparams_/session_start_info"]) == 1
 
 
 def test_evaluation_agrees_with_its_files(finished, cache):
@@ -164,24 +179,73 @@ def test_a_seed_repeats_a_run_bit_for_bit(model, cache, split, tmp_path):
     assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two") != weights_of(tmp_path / "other")
 
 
-def test_a_run_that_stops_in_an_epoch_resumes_to_the_same_result(cache, split, tmp_path, monkeypatch):
-    train(config(epochs=4), cache, split, tmp_path / "whole", about=ABOUT)
-    predict, calls = predict_videos, []
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache_folder):
+    """A run of four epochs that nothing stopped; the last two are the best so far when they are done."""
+    run_dir, cache = tmp_path_factory.mktemp("runs") / "whole", FeatureCache(cache_folder)
+    split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
+    assert train(config(**FOUR), cache, split, run_dir, about=ABOUT)["best"]["epoch"] == 3
+    return run_dir
 
-    def dies_in_third_epoch(*arguments):
+
+# in validation, before anything is written; after TensorBoard's files, before the state; after the state, before the
+# model of it has its name (the state of the last epoch's, too: nothing but that is left to do then)
+@pytest.mark.parametrize(
+    ("owner", "function", "call", "epochs_kept"),
+    [
+        (training, "predict_videos", 3, 2),
+        (training.np, "savez", 3, 2),
+        (training.RunState, "_settle", 3, 3),
+        (training.RunState, "_settle", 4, 4),
+    ],
+)
+def test_a_run_that_stops_anywhere_resumes_to_the_same_result(
+    owner, function, call, epochs_kept, whole, cache, split, tmp_path, monkeypatch
+):
+    original, calls = getattr(owner, function), []
+
+    def stops(*arguments, **keywords):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == call:
             raise KeyboardInterrupt
-        return predict(*arguments)
+        return original(*arguments, **keywords)
 
-    monkeypatch.setattr(training, "predict_videos", dies_in_third_epoch)
+    monkeypatch.setattr(owner, function, stops)
     with pytest.raises(KeyboardInterrupt):
-        train(config(epochs=4), cache, split, tmp_path / "cut", about=ABOUT)
-    assert len(history_of(tmp_path / "cut")) == 2
+        train(config(**FOUR), cache, split, tmp_path, about=ABOUT)
+    with np.load(tmp_path / "last_state.npz") as state:
+        assert len(json.loads(str(state["progress"]))["history"]) == epochs_kept
+    with pytest.raises(UserError, match="is in training or was stopped in it; go on with --resume"):
+        evaluate(tmp_path, cache)
     keras.utils.set_random_seed(99)  # nothing that the process drew before may matter
-    train(config(epochs=4), cache, split, tmp_path / "cut", about=ABOUT, resume=True)
-    assert history_of(tmp_path / "cut") == history_of(tmp_path / "whole")
-    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    train(config(**FOUR), cache, split, tmp_path, about=ABOUT, resume=True)
+    assert history_of(tmp_path) == history_of(whole)
+    assert weights_of(tmp_path) == weights_of(whole)
+    assert curves_of(tmp_path) == curves_of(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_a_full_disk_is_one_sentence_and_the_state_before_is_whole(whole, cache, split, tmp_path, monkeypatch):
+    save, calls = np.savez, []
+
+    def fills(path, **arrays):
+        calls.append(1)
+        save(path, **arrays)
+        if len(calls) == 3:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fills)
+    with pytest.raises(UserError, match=r"cannot be written to \(No space left on device\); .* make room, then"):
+        train(config(**FOUR), cache, split, tmp_path, about=ABOUT)
+    assert not list(tmp_path.rglob("*.part*"))
+    train(config(**FOUR), cache, split, tmp_path, about=ABOUT, resume=True)
+    assert (history_of(tmp_path), weights_of(tmp_path)) == (history_of(whole), weights_of(whole))
+
+
+def test_a_run_directory_is_for_one_process(whole, cache, split):
+    with training._lock(whole), pytest.raises(UserError, match="another training is at work in"):
+        train(config(**FOUR), cache, split, whole, about=ABOUT, resume=True)
 
 
 def test_training_stops_when_validation_no_longer_improves(cache, split, tmp_path):
@@ -204,7 +268,72 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished, cache, sp
         train(config(), cache, split, run_dir)
     with pytest.raises(UserError, match=r"trained with dropout=0\.5, now dropout=0\.1"):
         train(config(dropout=0.1), cache, split, run_dir, resume=True)
+    fewer = {**split, "test": split["test"][1:]}
+    with pytest.raises(UserError, match=r"has other test videos than are asked for now \(1 differ\); resume with the"):
+        train(config(), cache, fewer, run_dir, resume=True)
+    cache.fingerprint = "other"
+    with pytest.raises(UserError, match="was trained on other features than"):
+        train(config(), cache, split, run_dir, resume=True)
     assert (run_dir / "run.json").read_bytes() == before
+
+
+def test_a_split_that_tests_what_it_does_not_train_is_refused_before_it_trains(cache, split, tmp_path):
+    without = {**split, "train": [name for name in split["train"] if not name.startswith("nod")]}
+    with pytest.raises(UserError, match="no training videos of nod, which it tests"):
+        train(config(), cache, without, tmp_path / "run", about=ABOUT)
+    assert not (tmp_path / "run").exists()
+
+
+def edit(run_dir, tmp_path, **entries):
+    """A copy of a run whose `run.json` says something else."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    written = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**written, **entries}))
+    return copy
+
+
+def test_a_run_of_a_newer_version_is_refused_with_the_version_that_made_it(finished, cache, split, tmp_path):
+    run_dir = edit(finished[0], tmp_path, schema_version=2, git="abcdef0123456789", versions={"keras": "9.1"})
+    sentence = (
+        r"is a run of schema 2, this version reads up to 1; use the version that made it: git abcdef012345, keras 9"
+    )
+    with pytest.raises(UserError, match=sentence):
+        evaluate(run_dir, cache)
+    with pytest.raises(UserError, match=sentence):
+        train(config(), cache, split, run_dir, about=ABOUT, resume=True)
+
+
+def test_a_state_or_setting_of_another_version_is_refused(finished, cache, split, tmp_path):
+    run_dir = edit(finished[0], tmp_path, config={**finished[1]["config"], "wings": 2})
+    with pytest.raises(
+        UserError, match=r"settings that this version does not know \(wings\); resume it with the version"
+    ):
+        train(config(), cache, split, run_dir, about=ABOUT, resume=True)
+    run_dir = edit(finished[0], tmp_path / "2")
+    with np.load(run_dir / "last_state.npz") as state:
+        arrays = dict(state)
+    for name, value in (("variable_000", np.zeros(3)), ("variable_999", np.zeros(3)), ("progress", np.array("{}"))):
+        np.savez(run_dir / "last_state.npz", **{**arrays, name: value})
+        with pytest.raises(UserError, match=r"last_state\.npz is damaged or of another version .*; train again with"):
+            train(config(epochs=3), cache, split, run_dir, about=ABOUT, resume=True)
+    assert "best" in json.loads((run_dir / "run.json").read_text())
+
+
+def test_a_model_that_is_not_the_runs_is_refused(finished, cache, tmp_path):
+    model = training.new_model(config("softmax"), 3)
+    run_dir = edit(finished[0], tmp_path)
+    model.save(run_dir / "model.keras")
+    with pytest.raises(
+        UserError, match=r"not this run's model: it has name=softmax, run\.json says name=alstm; put back"
+    ):
+        load_model(run_dir)
+    run_dir = edit(finished[0], tmp_path / "2", classes=["leap", "nod"])
+    with pytest.raises(UserError, match=r"it has classes=3, run\.json says classes=2"):
+        load_model(run_dir)
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(run_dir / "model.keras")
+    with pytest.raises(UserError, match=r"it has name=None, run\.json says name=alstm"):
+        load_model(run_dir)
 
 
 def test_cells_are_for_models_that_have_them():
@@ -226,9 +355,15 @@ def test_a_run_of_a_version_that_knew_fewer_settings_resumes_with_their_defaults
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(cache, split, tmp_path):
-    with pytest.raises(UserError, match="the loss is nan in epoch 0"):
+    with pytest.raises(
+        UserError, match=r"the loss is nan in epoch 0, step 1; .* holds no state yet, train anew with a"
+    ):
         train(config(learning_rate=float("nan")), cache, split, tmp_path / "run", about=ABOUT)
     assert not (tmp_path / "run" / "last_state.npz").exists()
+    # the only step of the epoch: its loss is that of the weights before it
+    with pytest.raises(UserError, match="the last step of epoch 0 left weights that are not finite"):
+        train(config(learning_rate=float("nan"), batch_size=99), cache, split, tmp_path / "one", about=ABOUT)
+    assert not (tmp_path / "one" / "last_state.npz").exists()
 
 
 def test_features_made_otherwise_are_refused(finished, cache):
@@ -237,12 +372,21 @@ def test_features_made_otherwise_are_refused(finished, cache):
         evaluate(finished[0], cache, "test")
 
 
-def test_a_damaged_model_or_run_is_one_sentence(tmp_path, cache):
+def test_a_damaged_model_or_run_is_one_sentence(finished, tmp_path, cache):
     with pytest.raises(UserError, match="holds no training run"):
         evaluate(tmp_path, cache)
-    (tmp_path / "model.keras").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="cannot be read as a model"):
-        load_model(tmp_path)
+    run_dir = edit(finished[0], tmp_path)
+    (run_dir / "model.keras").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"cannot be read as a model of this version.* it was made by git"):
+        load_model(run_dir)
+    for damage in ("", "[]", '{"config": 3}', "nothing"):
+        (run_dir / "run.json").write_text(damage)
+        with pytest.raises(UserError, match=r"run\.json or split\.json is damaged .*; train again"):
+            evaluate(run_dir, cache)
+
+
+def test_a_class_may_be_called_like_a_formula():
+    assert evaluation.confusion_png(np.eye(2), ["$x", r"$\frac$ _a^ <b>"])[:4] == b"\x89PNG"
 
 
 def test_overlapping_clips_count_every_frame_once(finished, cache, split):
