@@ -175,7 +175,7 @@ def evaluate(
     (output / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), run["classes"]))
     picture = draw_gallery(predictions, run["classes"], metrics["vote"], read_frames)
     if picture is not None:
-        cv2.imwrite(str(output / "attention.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        (output / "attention.png").write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1])
     _write_frames(frames_path, predictions)
     return metrics
 

@@ -12,6 +12,7 @@ from keras import ops
 
 POOLINGS = ("attention", "mean", "max")
 INITIAL_STATES = ("zeros", "clip")
+ABLATIONS = ("none", "initial", "carry")
 
 
 def flatten_locations(features):
@@ -80,6 +81,8 @@ class AttentionLSTM(keras.layers.Layer):
         cells: LSTM cells on top of each other.
         pooling: how a frame's locations become `z_t`: `attention` as above; the controls `mean` (uniform weights) and
             `max` (per channel; its "attention" is the share of channels whose maximum lies at a location).
+        ablate: what is taken away to see what it is worth: `initial`, the MLPs of h_0 and cell_0, which are zero then;
+            `carry`, the cell state, which is zero before every frame then, as in the tutorial's code.
 
     Call arguments:
         features: `(B, T, F, F, D)`.
@@ -89,12 +92,14 @@ class AttentionLSTM(keras.layers.Layer):
         hidden states `(B, T, U)` and attention `(B, T, F, F)`.
     """
 
-    def __init__(self, units, dropout=0.5, weight_decay=0.0, pooling="attention", cells=1, **kwargs):
+    def __init__(self, units, dropout=0.5, weight_decay=0.0, pooling="attention", cells=1, ablate="none", **kwargs):
         super().__init__(**kwargs)
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
+        if ablate not in ABLATIONS:
+            raise ValueError(f"ablate must be one of {ABLATIONS}. Received: ablate={ablate!r}")
         self.units, self.rate, self.weight_decay, self.pooling = units, dropout, weight_decay, pooling
-        self.cells = cells
+        self.cells, self.ablate = cells, ablate
         self.decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self.initial_hidden = self._dense(units, "mlp_h", activation="tanh")
@@ -134,6 +139,8 @@ class AttentionLSTM(keras.layers.Layer):
         clip_means = clip_mean(frame_means, mask)
         initial = zip((self.initial_hidden, *self.upper_hidden), (self.initial_cell, *self.upper_cell), strict=True)
         states = [[mlp(self.dropout(clip_means, training=training)) for mlp in of_cell] for of_cell in initial]
+        if self.ablate == "initial":
+            states = [[ops.zeros_like(state) for state in of_cell] for of_cell in states]
         hidden = states[-1][0]
         if self.pooling == "attention":
             from_frames = self.from_frame(self.dropout(frame_means, training=training))
@@ -154,6 +161,8 @@ class AttentionLSTM(keras.layers.Layer):
                 glimpse = ops.matmul(attention[-1][:, None], cube[:, t])[:, 0]
             else:
                 glimpse = glimpses[:, t]
+            if self.ablate == "carry":
+                states = [[hidden_, ops.zeros_like(cell)] for hidden_, cell in states]
             hidden, states[0] = self.lstm(glimpse, states[0])
             for n, lstm in enumerate(self.upper_lstm, 1):
                 hidden, states[n] = lstm(self.dropout(hidden, training=training), states[n])
@@ -163,7 +172,7 @@ class AttentionLSTM(keras.layers.Layer):
 
     def get_config(self):
         own = {"units": self.units, "dropout": self.rate, "weight_decay": self.weight_decay, "pooling": self.pooling}
-        return {**super().get_config(), **own, "cells": self.cells}
+        return {**super().get_config(), **own, "cells": self.cells, "ablate": self.ablate}
 
 
 @keras.saving.register_keras_serializable("action_attention")

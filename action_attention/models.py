@@ -29,6 +29,7 @@ class ActionModel(keras.Model):
         initial: where ConvALSTM's states start, at `zeros` or at convolutions of the `clip`'s mean cube, as ALSTM's do.
         cells: recurrent cells on top of each other; the attention reads the uppermost. Nothing to `softmax`.
         rescale: weigh ConvALSTM's cube by attention of mean 1 in place of attention of sum 1.
+        ablate: what is taken away from the LSTM models (`layers.AttentionLSTM`).
 
     Call arguments:
         inputs: `{"features": (B, T, F, F, D) float, "mask": (B, T) bool}`; the mask is true for real frames.
@@ -49,6 +50,7 @@ class ActionModel(keras.Model):
         cells=1,
         initial="zeros",
         rescale=False,
+        ablate="none",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -58,7 +60,7 @@ class ActionModel(keras.Model):
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
             "normalize": normalize, "motion": motion, "head": head, "cells": cells,
-            "initial": initial, "rescale": rescale,
+            "initial": initial, "rescale": rescale, "ablate": ablate,
         }  # fmt: skip
         self.core = self.make_core(lstm_units, dropout, weight_decay, cells, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -103,7 +105,9 @@ class ALSTM(ActionModel):
     """Soft attention, then an LSTM (Sharma et al. 2016, arXiv 1511.04119)."""
 
     def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, cells=cells, dtype=dtype)
+        return AttentionLSTM(
+            lstm_units, dropout, weight_decay, "attention", cells, self._settings["ablate"], dtype=dtype
+        )
 
 
 @keras.saving.register_keras_serializable("action_attention")
@@ -120,7 +124,7 @@ class AverageLSTM(ActionModel):
     """Control: ALSTM whose attention is uniform."""
 
     def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, "mean", cells, dtype=dtype)
+        return AttentionLSTM(lstm_units, dropout, weight_decay, "mean", cells, self._settings["ablate"], dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")
@@ -128,7 +132,7 @@ class MaxLSTM(ActionModel):
     """Control: ALSTM whose glimpse is the maximum over locations of each channel."""
 
     def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, "max", cells, dtype=dtype)
+        return AttentionLSTM(lstm_units, dropout, weight_decay, "max", cells, self._settings["ablate"], dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")

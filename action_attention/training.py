@@ -60,6 +60,7 @@ class TrainConfig:
     cells: int = 1
     initial: str = "zeros"
     rescale: bool = False
+    ablate: str = "none"
     mirror: bool = False
     learning_rate: float = 1e-4
     schedule: str = "constant"
@@ -83,6 +84,8 @@ class TrainConfig:
                 raise UserError(f"--{key}={given[key]} is for conv_alstm; {model} has hidden vectors, not maps")
         if given.get("cells", 1) != 1 and model == "softmax":
             raise UserError(f"--cells={given['cells']} is for the recurrent models; softmax has no cell")
+        if given.get("ablate", "none") != "none" and model in ("conv_alstm", "softmax"):
+            raise UserError(f"--ablate={given['ablate']} is for alstm, avg_lstm and max_lstm, not for {model}")
         return cls(model, **{**table.get(model, {}), **given})
 
 
@@ -177,7 +180,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
             normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
-            initial=config.initial, rescale=config.rescale,
+            initial=config.initial, rescale=config.rescale, ablate=config.ablate,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)

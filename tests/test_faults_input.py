@@ -163,7 +163,7 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
     before, refused = tree(run_dir), 0
     others = {
         "model": "softmax", "mixed_precision": True, "mirror": True, "schedule": "cosine", "vote": "mean", "cells": 2,
-        "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2,
+        "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "carry",
     }  # fmt: skip
     only_conv = {"head", "initial", "rescale"}
     for field in fields(TrainConfig):

@@ -51,15 +51,16 @@ def numpy_alstm(layer, features, *, reset_cell=False):
     w, cells = named(layer), ["", *range(2, layer.cells + 1)]
     cube = features.reshape(len(features), FRAMES, SIDE * SIDE, CHANNELS).astype(np.float64)
     mean = cube.mean((1, 2))
-    hidden = {n: np.tanh(mean @ w[f"mlp_h{n}/kernel"] + w[f"mlp_h{n}/bias"]) for n in cells}
-    cell = {n: np.tanh(mean @ w[f"mlp_c{n}/kernel"] + w[f"mlp_c{n}/bias"]) for n in cells}
+    scale = 0 if layer.ablate == "initial" else 1
+    hidden = {n: scale * np.tanh(mean @ w[f"mlp_h{n}/kernel"] + w[f"mlp_h{n}/bias"]) for n in cells}
+    cell = {n: scale * np.tanh(mean @ w[f"mlp_c{n}/kernel"] + w[f"mlp_c{n}/bias"]) for n in cells}
     hiddens, maps = [], []
     for t in range(FRAMES):
         mixed = cube[:, t].mean(1) @ w["mlp1/kernel"] + w["mlp1/bias"] + hidden[cells[-1]] @ w["mlp2/kernel"]
         locations = softmax(np.tanh(mixed) @ w["mlp3/kernel"] + w["mlp3/bias"], axis=-1)
         below = np.einsum("bl,bld->bd", locations, cube[:, t])
         for n in cells:
-            before = np.zeros_like(cell[n]) if reset_cell else cell[n]
+            before = np.zeros_like(cell[n]) if reset_cell or layer.ablate == "carry" else cell[n]
             below, cell[n] = lstm_step(below, hidden[n], before, w, f"lstm{n}")
             hidden[n] = below
         hiddens.append(below)
@@ -110,6 +111,14 @@ RECURRENCES = {
     "alstm": (lambda: AttentionLSTM(UNITS, dropout=0.5, dtype="float64"), numpy_alstm),
     "conv_alstm": (lambda: AttentionConvLSTM(UNITS, dtype="float64"), numpy_conv_alstm),
     "alstm of two cells": (lambda: AttentionLSTM(UNITS, dropout=0.5, cells=2, dtype="float64"), numpy_alstm),
+    "alstm without initial states": (
+        lambda: AttentionLSTM(UNITS, dropout=0.5, ablate="initial", dtype="float64"),
+        numpy_alstm,
+    ),
+    "alstm that carries no cell state": (
+        lambda: AttentionLSTM(UNITS, dropout=0.5, cells=2, ablate="carry", dtype="float64"),
+        numpy_alstm,
+    ),
     "conv_alstm from the clip's mean, rescaled": (
         lambda: AttentionConvLSTM(UNITS, cells=2, initial="clip", rescale=True, dropout=0.5, dtype="float64"),
         numpy_conv_alstm,
@@ -129,7 +138,7 @@ def test_the_layer_is_the_papers_recurrence_over_30_frames(name, scale, clip):
     np.testing.assert_allclose(attention, expected_attention, atol=1e-6)  # maps are float32 always
 
 
-@pytest.mark.parametrize("name", RECURRENCES)
+@pytest.mark.parametrize("name", [name for name in RECURRENCES if "no cell state" not in name])
 def test_a_cell_that_is_reset_every_frame_is_another_recurrence(name, clip):
     """What the tutorial's code does differs visibly, so the test above would catch it."""
     make, restated = RECURRENCES[name]
