@@ -142,26 +142,31 @@ def assert_the_same_run(run_dir, whole, cache_folder):
     cache.close()
 
 
+def epochs_of(run_dir):
+    """The epochs that a run has finished so far."""
+    path = run_dir / "history.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def test_killed_again_and_again_at_random_moments(cache_folder, tmp_path, fault):
     rng, kills, epochs_cut = random.Random(4), 0, []
     for model, wanted in KILLS.items():
         whole, run_dir = tmp_path / f"{model}-whole", tmp_path / model
         succeeds("-m", "experiments.train", *arguments(cache_folder, whole, model))
-        seconds = [epoch["seconds"] for epoch in json.loads((whole / "history.json").read_text())]
-        span = seconds[-1] - seconds[0]
+        seconds = [epoch["seconds"] for epoch in epochs_of(whole)]
         command = ("-m", "experiments.train", *arguments(cache_folder, run_dir, model, "--resume"))
-        for _ in range(wanted):
+        for number in range(wanted):
             process = start(*command)
-            for line in process.stderr:
-                if "training clips of" in line:  # it is about to train
-                    break
-            # the first epoch takes longest, for its graph is built then; together the kills shall not reach the end
-            time.sleep(seconds[0] * rng.uniform(0.2, 1) + span * rng.uniform(0, 1.2 / wanted))
+            # after so many epochs, the first time in the first one, at any moment of the next
+            epochs = number * (EPOCHS // wanted - rng.randrange(1, 3))
+            while len(epochs_of(run_dir)) < epochs or not (run_dir / "run.json").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, seconds[-1] / EPOCHS if epochs else seconds[0]))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             kills += process.returncode == -signal.SIGKILL
-            history = run_dir / "history.json"
-            epochs_cut.append(len(json.loads(history.read_text())) if history.exists() else 0)
+            epochs_cut.append(len(epochs_of(run_dir)))
         assert epochs_cut[-1] < EPOCHS
         succeeds(*command)
         assert_the_same_run(run_dir, whole, cache_folder)
