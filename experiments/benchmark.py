@@ -147,7 +147,7 @@ def in_fresh_process(function: Callable, *arguments) -> float:
 def network(bench: Bench) -> list[Row]:
     """The bare network, alone. On two cores a frame takes it some 70 ms: it bounds extraction."""
     frames = next(bench.batches()).frames
-    peer = peers.openvino_network(bench.network)
+    peer = peers.openvino_network(bench.weights)
     apart = np.abs(peer(frames).astype(np.float32) - bench.network(frames)).mean()
     assert apart < 0.05 * np.abs(bench.network(frames)).mean(), "OpenVINO computes something else"
     seconds = in_turn(2 * bench.rounds, ours=lambda: bench.network(frames), openvino=lambda: peer(frames))

@@ -24,12 +24,12 @@ def one_thread_loop(videos: Path, names: list[str], fps: float) -> int:
     return frames
 
 
-def openvino_network(network: backbone.Backbone) -> Callable[[np.ndarray], np.ndarray]:
+def openvino_network(weights: str) -> Callable[[np.ndarray], np.ndarray]:
     """The network in OpenVINO, computing in bfloat16. Raises ImportError."""
     import openvino  # noqa: PLC0415 - an optional peer
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        network.model.export(folder, verbose=False)
+        backbone.build_backbone(weights, "float32").model.export(folder, verbose=False)
         model = openvino.convert_model(folder)
     model.reshape([32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3])
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})

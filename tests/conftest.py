@@ -42,7 +42,8 @@ def small_network() -> Backbone:
     frames = keras.Input((224, 224, 3), dtype="uint8")
     pooled = keras.layers.AveragePooling2D(32)(keras.layers.Rescaling(1 / 255)(frames))
     kernel = keras.initializers.RandomNormal(seed=0)
-    model = keras.Model(frames, keras.layers.Dense(512, "relu", kernel_initializer=kernel)(pooled))
+    cubes = keras.layers.Dense(512, "relu", kernel_initializer=kernel)(pooled)
+    model = keras.Model(frames, keras.ops.cast(cubes, "float16"))
     return Backbone(model, "random", "0" * 64, "float32")
 
 
