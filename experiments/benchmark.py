@@ -3,7 +3,8 @@
     python -m experiments.benchmark --output FILE.json [--videos DIR --features DIR] [--stages network,steps]
 
 Peers (`pip install .[bench]`) that are not installed are skipped by name. The figures go to the screen as a table and
-into a JSON file, where stages that are not run keep what they have.
+into a JSON file, where stages that are not run keep what they have. What bounds each stage, and why the choices made
+win, is in the README ("Performance").
 """
 
 import json
@@ -414,7 +415,7 @@ def main() -> None:
     args = flags.FLAGS
     output = Path(args.output)
     figures = json.loads(output.read_text()) if output.is_file() else {}
-    figures |= {"machine": machine(), "data": Path(args.videos).name if args.videos else "sample"}
+    figures |= {"machine": machine(), "videos": "given" if args.videos else "sample"}
     with tempfile.TemporaryDirectory() as folder:
         if not args.videos:
             make_sample(Path(folder) / "sample", train_clips=4, test_clips=2)
