@@ -56,6 +56,7 @@ def fault(record_property):
     """Adds a row to the table that `make faults` prints; call it last, when everything promised was seen."""
 
     def add(name: str, tried: int, promised: str, happened: str) -> None:
+        name = name[0].upper() + name[1:]
         record_property("fault", {"fault": name, "tried": tried, "promised": promised, "happened": happened})
 
     return add
