@@ -8,7 +8,7 @@ shards say. A shard holds
 - before all that, in what HDF5 calls the user block, a line of text: the sha256 of the bytes after it. It is checked
   before HDF5 sees them, because a flipped bit in HDF5's own structures can crash it. Older shards have none.
 
-Chunk and filter were chosen by `python -m experiments.benchmark --stages=filters` on some 400 real J-HMDB cubes, figures in
+Chunk and filter were chosen by `python -m experiments.benchmark --stages=filters` on 400 real J-HMDB cubes, figures in
 `experiments/results/benchmark.json`: zstd level 1 is the smallest (1/6.8 of raw float16) and reads 2.4 times as fast as
 gzip; chunks of 8 frames read nearly as fast as larger ones, and waste less when a clip is read.
 """
