@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import zlib
 from importlib.metadata import version
 from pathlib import Path
-from zipfile import BadZipFile
 
 import cv2
 import keras
@@ -25,7 +23,6 @@ from action_attention.overlays import gallery
 SUBSETS = ("train", "validation", "test")
 GALLERY_VIDEOS = 6
 RUN_SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
-NPZ_ERRORS = (OSError, EOFError, KeyError, ValueError, IndexError, NotImplementedError, BadZipFile, zlib.error)
 
 
 def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[VideoPrediction]:
@@ -58,11 +55,11 @@ def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[Vi
     return predictions
 
 
-def read_run(run_dir: Path, *, of_frames: bool = True) -> tuple[dict, dict[str, list[str]]]:
+def read_run(run_dir: Path, *, of_frames: bool = True, finished: bool = False) -> tuple[dict, dict[str, list[str]]]:
     """`run.json` and the lists of videos by subset.
 
-    Raises UserError if there is no run, if a newer version made it or, with `of_frames`, if its model decides on whole
-    videos.
+    Raises UserError if there is no run, if a newer version made it, with `of_frames` if its model decides on whole
+    videos, and with `finished` if its training has not come to its end.
     """
     try:
         run, split = (json.loads((run_dir / name).read_text()) for name in ("run.json", "split.json"))
@@ -81,6 +78,8 @@ def read_run(run_dir: Path, *, of_frames: bool = True) -> tuple[dict, dict[str, 
             f"{run_dir} is a run of {model}, which decides on whole videos and says nothing of their frames: it was "
             "evaluated as it was made, and `python -m experiments.table` shows it"
         )
+    if finished and "best" not in run:
+        raise UserError(f"{run_dir} is in training or was stopped in it; go on with --resume, then evaluate it")
     return run, split
 
 
@@ -139,10 +138,8 @@ def evaluate(
     Raises:
         UserError: the run, the cache and the subset do not fit together.
     """
-    run, split = read_run(run_dir)
+    run, split = read_run(run_dir, finished=True)
     model = load_model(run_dir)
-    if "best" not in run:
-        raise UserError(f"{run_dir} is in training or was stopped in it; go on with --resume, then evaluate it")
     for key, value in run["cache"]["settings"].items():
         if key != "weights" and cache.settings.get(key) != value:
             raise UserError(
@@ -201,7 +198,7 @@ def read_predictions(run_dir: Path, subset: str = "test") -> list[VideoPredictio
         expected = (ends[-1], len(run["classes"]))
         if probabilities.shape != expected or attention.shape[:1] != expected[:1] or attention.ndim != 3:
             raise ValueError(f"{expected[0]} frames of {expected[1]} classes expected, not {probabilities.shape}")
-    except NPZ_ERRORS as error:
+    except Exception as error:  # NumPy raises whatever its parts raise
         raise UserError(
             f"the files in {folder} do not fit together ({error}); make them again with {remedy}"
         ) from error

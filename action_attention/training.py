@@ -1,6 +1,5 @@
 """`train`: a config, a feature cache and lists of videos -> a run directory."""
 
-import fcntl
 import json
 import os
 import platform
@@ -21,7 +20,6 @@ from tensorboard.plugins.hparams import api as hparams
 from action_attention.clips import Clips, class_names
 from action_attention.errors import UserError
 from action_attention.evaluation import (
-    NPZ_ERRORS,
     RUN_SCHEMA_VERSION,
     confusion_png,
     draw_gallery,
@@ -30,6 +28,7 @@ from action_attention.evaluation import (
     read_run,
 )
 from action_attention.features import FeatureCache, write_json
+from action_attention.files import locked
 from action_attention.losses import AttentionPenalty, FrameCrossEntropy
 from action_attention.metrics import FrameAccuracy, summarize
 from action_attention.models import build_model
@@ -131,7 +130,7 @@ def train(
     keras.utils.set_random_seed(config.seed)
     tf.config.experimental.enable_op_determinism()
     run = {**describe(asdict(config), cache, split), **(about or {})}
-    with _lock(run_dir):
+    with locked(run_dir, f"another training is at work in {run_dir}; wait, or give another --run_dir"):
         if (run_dir / "run.json").exists() or (run_dir / "last_state.npz").exists():
             _check_resumable(run_dir, run, split, resume)
         training = Clips(cache, split["train"], classes, config.clip_length, config.clip_stride)
@@ -294,7 +293,7 @@ class RunState(keras.callbacks.Callback):
                 self.history, self.best, self.seconds = kept["history"], kept["best"], kept["seconds"]
                 if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
                     raise ValueError("it has other variables than the model")
-            except NPZ_ERRORS as error:
+            except Exception as error:  # NumPy raises whatever its parts raise
                 raise UserError(
                     f"{path} is damaged or of another version ({error}); train again with another --run_dir, or use "
                     f"the version that made it: {made_by(read_run(self.run_dir)[0])}"
@@ -380,26 +379,12 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        for part in folder.glob("*.part"):
-            part.unlink()
         # TensorFlow says it in several lines, the first after the name of an operation in braces
         reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].rpartition("}} ")[2]
         raise UserError(
             f"{folder} cannot be written to ({reason}); what it holds of the epochs before is whole: make room, then "
             "the same command with --resume goes on"
         ) from error
-
-
-@contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory for one process."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another training is at work in {run_dir}; wait, or give another --run_dir") from None
-        yield
 
 
 def _check_resumable(run_dir: Path, run: dict, split: dict[str, list[str]], resume: bool) -> None:

@@ -6,13 +6,12 @@ Videos are taken in sorted order, `SHARD_VIDEOS` to a shard. A shard appears onl
 an extraction, the next one redoes at most the shard in hand, and the shards are those of one that was never stopped.
 """
 
-import fcntl
 import resource
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import count
@@ -36,6 +35,7 @@ from action_attention.features import (
     shard_paths,
     write_index,
 )
+from action_attention.files import locked
 from data_prep import backbone, program
 from data_prep.decoder import Decoder
 from data_prep.videos import UnusableVideoError, is_utf8, list_videos
@@ -100,7 +100,9 @@ def extract(
     software["opencv"] = cv2.__version__
     summary, started = Summary(), time.monotonic()
     decoder = Decoder(fps, backbone.FRAME_SIZE, decode_timeout)
-    with _lock(features):
+    with locked(features, f"another extraction is writing to {features}; wait for it or stop it"):
+        for part in features.glob("*.part"):  # that a killed one left
+            part.unlink()
         shards = _whole_shards(features)
         _check_resumable(shards, settings, videos, features)
         done = {name for shard in shards for name in [*(v.name for v in shard.videos), *shard.rejects]}
@@ -262,20 +264,6 @@ def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features
                     f"{shard.path} is not in index.json and holds {video.name}, which {videos} does not: "
                     "it belongs to another extraction; remove it"
                 )
-
-
-@contextmanager
-def _lock(features: Path) -> Iterator[None]:
-    """Holds the folder for one extraction; temporary files that a killed one left are removed."""
-    features.mkdir(parents=True, exist_ok=True)
-    with (features / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another extraction is writing to {features}; wait for it or stop it") from error
-        for part in features.glob("*.part"):
-            part.unlink()
-        yield
 
 
 def define_flags() -> None:

@@ -26,9 +26,7 @@ UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row d
 
 def read_result(run_dir: Path, subset: str = "test") -> dict:
     """The metrics of an evaluated run and how it was trained, without what only the machine that made it knows."""
-    run, _ = read_run(run_dir, of_frames=False)
-    if "best" not in run:
-        raise UserError(f"{run_dir} is in training or was stopped in it; go on with --resume, then evaluate it")
+    run, _ = read_run(run_dir, of_frames=False, finished=True)
     path = run_dir / "eval" / subset / "metrics.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={run_dir}`")
