@@ -15,6 +15,7 @@ from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, load_model, predict_videos, read_predictions
 from action_attention.features import FeatureCache
+from action_attention.files import locked
 from action_attention.models import MODEL_NAMES
 from action_attention.training import TrainConfig, train
 from data_prep.splits import make_split, make_tags
@@ -244,7 +245,7 @@ def test_a_full_disk_is_one_sentence_and_the_state_before_is_whole(whole, cache,
 
 
 def test_a_run_directory_is_for_one_process(whole, cache, split):
-    with training._lock(whole), pytest.raises(UserError, match="another training is at work in"):
+    with locked(whole, "this one is first"), pytest.raises(UserError, match="another training is at work in"):
         train(config(**FOUR), cache, split, whole, about=ABOUT, resume=True)
 
 
