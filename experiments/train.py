@@ -3,13 +3,11 @@
 python -m experiments.train --features DIR --splits DIR --split 1 --model alstm --run_dir DIR
 """
 
-import os
 import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import tensorflow as tf
 from absl import flags
 
 from action_attention.errors import UserError
@@ -17,7 +15,7 @@ from action_attention.features import FeatureCache
 from action_attention.layers import ABLATIONS, INITIAL_STATES
 from action_attention.metrics import VOTES
 from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
-from action_attention.training import SCHEDULES, TrainConfig, train, writing
+from action_attention.training import SCHEDULES, TrainConfig, choose_threads, train, writing
 from data_prep import program
 from data_prep.splits import (
     TEST,
@@ -106,10 +104,7 @@ def main() -> None:
     cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
     config = TrainConfig.for_model(args.model, vote=args.vote, **{name: args[name].value for name in HYPER_PARAMETERS})
     split, about = choose_split(args, cache, run_dir, config.seed, args.validation)
-    if config.model != "conv_alstm" and len(os.sched_getaffinity(0)) <= 2:
-        # Small products: shared between two cores they take twice the time of both, a core each they do not. ALSTM's
-        # step is 1.4 times as fast so (T 18, B 16). Nothing is known of more cores, which keep TensorFlow's choice.
-        tf.config.threading.set_intra_op_parallelism_threads(1)
+    choose_threads(config.model)
     videos = Path(args.videos or cache.source)
     if not videos.is_dir():
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
