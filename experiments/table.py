@@ -1,7 +1,7 @@
-"""One table of several evaluated runs; runs that differ only in their seed share a row.
+"""Tables of several evaluated runs; runs that differ only in their seed share a row.
 
 python -m experiments.table --run_dir DIR [--run_dir DIR ...] [--output FILE.json]
-python -m experiments.table --results FILE.json
+python -m experiments.table --results FILE.json [--differences]
 """
 
 import json
@@ -74,6 +74,55 @@ def localization(results: list[dict]) -> str:
     return "\n".join(lines) if results else ""
 
 
+def over_splits(results: list[dict]) -> str:
+    """A Markdown table of the models that ran on several splits: the mean of the splits, for each seed that ran on all.
+
+    Empty if there are none. Mean, standard deviation and 95 % interval are over seeds.
+    """
+    models = {}
+    for runs in _rows(results):
+        first = _without_penalty(runs[0])
+        key = json.dumps([first[key] for key in ROW_KEYS if key != "split"], sort_keys=True)
+        models.setdefault(key, []).append(runs)
+    lines = ["| data, mean of splits | model | seeds | video top-1 | 95 % interval |", "|---|---|---|---|---|"]
+    for splits in models.values():
+        seeds = sorted(set.intersection(*({run["seed"] for run in runs} for runs in splits)))
+        if len(splits) > 1 and seeds:
+            top1 = np.mean([[_by_seed(runs)[seed] for seed in seeds] for runs in splits], axis=0)
+            where = f"{splits[0][0]['dataset']}, splits {', '.join(sorted(str(runs[0]['split']) for runs in splits))}"
+            model = _about([_without_penalty(splits[0][0])])[1]
+            lines.append(f"| {' | '.join([where, model, str(len(seeds)), *_mean_and_interval(top1, None)])} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _without_penalty(result: dict) -> dict:
+    """The same result of an SVM on another split might have another C: it is chosen on each."""
+    return {**result, "config": {**result["config"], "C": None}}
+
+
+def differences(results: list[dict]) -> str:
+    """A Markdown table of what each row gains over the first one, in points of video top-1.
+
+    Seeds that both rows ran are paired; the 95 % interval is that of their mean difference (Student's t).
+    """
+    first, *others = _rows(results)
+    lines = [f"| against {_about(first)[1]} | pairs | video top-1, points | 95 % interval |", "|---|---|---|---|"]
+    for runs in others:
+        seeds = sorted(_by_seed(first).keys() & _by_seed(runs).keys())
+        if seeds:
+            gains = 100 * np.array([_by_seed(runs)[seed] - _by_seed(first)[seed] for seed in seeds])
+            interval = mean_interval95(gains)
+            where = f"{TUTORIAL}, " if runs[0]["validation"] == "tutorial" else ""
+            shown = [where + _about(runs)[1], str(len(seeds)), f"{gains.mean():+.1f}"]
+            shown.append("{:+.1f} to {:+.1f}".format(*interval) if interval else "-")
+            lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _by_seed(runs: list[dict]) -> dict[int, float]:
+    return {run["seed"]: run["video_top1"] for run in runs}
+
+
 def _rows(results: list[dict]) -> list[list[dict]]:
     """Results that differ only in their seed, together; what a result says nothing of has its default."""
     rows = {}
@@ -103,15 +152,16 @@ def _mean(runs: list[dict], key: str) -> float | None:
 
 
 def _mean_and_interval(values: np.ndarray, interval_of_one: list[float] | None) -> list[str]:
-    low, high = mean_interval95(values) or interval_of_one or (np.nan, np.nan)
+    interval = mean_interval95(values) or interval_of_one
     spread = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return [f"{values.mean():.1%}{spread}", f"{low:.1%} to {high:.1%}"]
+    return [f"{values.mean():.1%}{spread}", "{:.1%} to {:.1%}".format(*interval) if interval else "-"]
 
 
 def define_flags() -> None:
     flags.DEFINE_multi_string("run_dir", [], "run directory of an evaluated run; give it once a run")
     flags.DEFINE_string("subset", "test", "which evaluation")
     flags.DEFINE_multi_string("results", [], "file that --output wrote before")
+    flags.DEFINE_bool("differences", False, "add what each row gains over the first one, seed by seed")
     flags.DEFINE_string("output", None, "file to keep the results in")
 
 
@@ -124,9 +174,10 @@ def main() -> None:
     if args.output:
         lines = ",\n".join(map(json.dumps, results))  # a line for each run
         Path(args.output).write_text(f"[\n{lines}\n]\n")
-    print(markdown(results))
-    if tables := localization(results):
-        print(f"\n{tables}")
+    tables = [markdown(results), over_splits(results), localization(results)]
+    if args.differences:
+        tables.append(differences(results))
+    print("\n\n".join(filter(None, tables)))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,25 @@ def test_where_models_look_is_told_of_the_runs_that_know():
     assert row[5:7] == ["12.5%", "50.0%"]
 
 
+def test_the_mean_of_splits_takes_the_seeds_that_ran_on_all():
+    runs = [{**result(seed, top1), "split": split} for split, seed, top1 in
+            [(1, 0, 0.5), (1, 1, 0.6), (1, 2, 0.9), (2, 0, 0.3), (2, 1, 0.6)]]  # fmt: skip
+    (row,) = rows(table.over_splits(runs))
+    # seed 0: 40 %, seed 1: 60 %; 12.706 * 10 points
+    assert row == ["made, splits 1, 2", "alstm", "2", "50.0% ± 14.1", "-77.1% to 177.1%"]
+    assert table.over_splits(runs[:3]) == ""
+    svm = [{**result(0, 0.5, C=c), "split": split, "model": "svm"} for split, c in ((1, 0.3), (2, 3.0))]
+    (row,) = rows(table.over_splits(svm))
+    assert row[1:] == ["svm, attention_penalty=0.5", "1", "50.0%", "-"]
+
+
+def test_differences_are_those_of_the_same_seed():
+    runs = [result(0, 0.5), result(1, 0.6), result(1, 0.64, cells=2), result(0, 0.52, cells=2), result(7, 0.9, cells=2)]
+    (row,) = rows(table.differences(runs))
+    # +2 and +4 points: mean 3, standard deviation 1.414, 12.706 * 1
+    assert row == ["alstm, cells=2", "2", "+3.0", "-9.7 to +15.7"]
+
+
 @pytest.mark.parametrize(("change", "label"), [({"weights": "random"}, table.RANDOM_WEIGHTS),
                                                ({"validation": "tutorial"}, table.TUTORIAL)])  # fmt: skip
 def test_what_must_not_be_mistaken_is_labelled(change, label):
