@@ -24,6 +24,8 @@ class ActionModel(keras.Model):
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
         normalize: `none`, or `sqrt_l2` (`layers.sqrt_l2`) for the features.
         motion: `none`, or `difference` to append how much each cube differs from the one before it.
+        channel_dropout: rate at which whole channels of a clip's features are dropped, the same ones in all its frames and
+            locations (spatial dropout, Tompson et al. 2015, arXiv 1411.4280).
         head: how hidden maps become what the classifier sees (ConvALSTM; hidden vectors go there as they are):
             `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
         initial: where ConvALSTM's states start, at `zeros` or at convolutions of the `clip`'s mean cube, as ALSTM's do.
@@ -46,6 +48,7 @@ class ActionModel(keras.Model):
         weight_decay=0.0,
         normalize="none",
         motion="none",
+        channel_dropout=0.0,
         head="flatten",
         cells=1,
         initial="zeros",
@@ -59,9 +62,12 @@ class ActionModel(keras.Model):
                 raise ValueError(f"one of {', '.join(allowed)} is expected. Received: {value!r}")
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
-            "normalize": normalize, "motion": motion, "head": head, "cells": cells,
+            "normalize": normalize, "motion": motion, "channel_dropout": channel_dropout, "head": head, "cells": cells,
             "initial": initial, "rescale": rescale, "ablate": ablate,
         }  # fmt: skip
+        self.channel_dropout = keras.layers.SpatialDropout3D(
+            channel_dropout, data_format="channels_last", dtype=self.dtype_policy
+        )
         self.core = self.make_core(lstm_units, dropout, weight_decay, cells, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         decay = keras.regularizers.L2(weight_decay) if weight_decay else None
@@ -82,6 +88,7 @@ class ActionModel(keras.Model):
             features = sqrt_l2(features)
         if self._settings["motion"] == "difference":
             features = with_motion(features)
+        features = self.channel_dropout(features, training=training)
         hidden, attention = self.core(features, mask, training=training)
         if len(hidden.shape) == 5:
             hidden = self._vectors(hidden, training)

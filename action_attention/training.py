@@ -55,6 +55,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     normalize: str = "none"
     motion: str = "none"
+    channel_dropout: float = 0.0
     head: str = "flatten"
     cells: int = 1
     initial: str = "zeros"
@@ -178,8 +179,8 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
     try:
         return build_model(
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
-            normalize=config.normalize, motion=config.motion, head=config.head, cells=config.cells,
-            initial=config.initial, rescale=config.rescale, ablate=config.ablate,
+            normalize=config.normalize, motion=config.motion, channel_dropout=config.channel_dropout,
+            head=config.head, cells=config.cells, initial=config.initial, rescale=config.rescale, ablate=config.ablate,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)

@@ -53,6 +53,7 @@ SPACE = {
     "weight_decay": (0.0, 1e-6, 1e-5, 1e-4),
     "normalize": NORMALIZATIONS,
     "motion": MOTIONS,
+    "channel_dropout": (0.0, 0.25, 0.5),
     "clip_length": (15, 30),
     "cells": (1, 2, 3),
     "attention_penalty": (0.0, 0.1, 0.5, 2.0),

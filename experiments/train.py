@@ -49,6 +49,7 @@ HYPER_PARAMETERS = {
     "weight_decay": (flags.DEFINE_float, "omega [0]"),
     "normalize": (_one_of(NORMALIZATIONS), "of the features: square root and L2 norm [none]"),
     "motion": (_one_of(MOTIONS), "append each cube's difference from the one before [none]"),
+    "channel_dropout": (flags.DEFINE_float, "of whole channels of a clip's features [0]"),
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
     "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
     "initial": (_one_of(INITIAL_STATES), "conv_alstm's first states: zeros, or from the clip's mean cube [zeros]"),

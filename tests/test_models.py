@@ -84,7 +84,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"normalize": "sqrt_l2", "motion": "difference"},
+        {"normalize": "sqrt_l2", "motion": "difference", "channel_dropout": 0.3},
         {"head": "conv", "initial": "clip", "rescale": True},
         {"head": "pool"},
     ],
@@ -105,6 +105,23 @@ def test_normalized_features_have_no_scale(name):
     np.testing.assert_allclose(model(inputs)["logits"], model(brighter)["logits"], atol=1e-3)
     plain = build_model(name, 4, 8)
     assert np.abs(plain(inputs)["logits"] - plain(brighter)["logits"]).max() > 1e-2
+
+
+def test_channel_dropout_takes_the_same_channels_from_all_frames_and_in_training_only():
+    model = build_model("softmax", 4, dropout=0.0, channel_dropout=0.5)
+    same = np.repeat(clips()["features"][:1, :1], 6, axis=1).repeat(2, axis=0)
+    inputs = {"features": same, "mask": np.ones((2, 6), bool)}
+    trained, plain = (np.array(model(inputs, training=training)["logits"]) for training in (True, False))
+    np.testing.assert_allclose(trained, np.repeat(trained[:, :1], 6, axis=1), rtol=1e-5)
+    assert np.abs(trained[0] - trained[1]).max() > 1e-2  # each clip draws its own
+    assert np.abs(trained - plain).max() > 1e-2
+    np.testing.assert_allclose(plain, build_model_with(model.get_weights())(inputs)["logits"], rtol=1e-5)
+
+
+def build_model_with(weights):
+    model = build_model("softmax", 4)
+    model.set_weights(weights)
+    return model
 
 
 def test_motion_lets_a_model_without_memory_see_that_something_moves():
