@@ -24,8 +24,8 @@ class ActionModel(keras.Model):
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
         normalize: `none`, or `sqrt_l2` (`layers.sqrt_l2`) for the features.
         motion: `none`, or `difference` to append how much each cube differs from the one before it.
-        channel_dropout: rate at which whole channels of a clip's features are dropped, the same ones in all its frames and
-            locations (spatial dropout, Tompson et al. 2015, arXiv 1411.4280).
+        channel_dropout: rate at which whole channels of a clip's features are dropped, the same ones in all its frames
+            and locations (spatial dropout, Tompson et al. 2015, arXiv 1411.4280).
         head: how hidden maps become what the classifier sees (ConvALSTM; hidden vectors go there as they are):
             `flatten`, the mean over locations (`pool`), or a 3x3 convolution and then flattened (`conv`).
         initial: where ConvALSTM's states start, at `zeros` or at convolutions of the `clip`'s mean cube, as ALSTM's do.
