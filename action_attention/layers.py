@@ -6,11 +6,14 @@ layer maps features `(B, T, F, F, D)` and the mask of real frames `(B, T)` to hi
 the loop. The loop over frames is unrolled, so `T` must be static.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
 POOLINGS = ("attention", "mean", "max")
+GLIMPSES = ("whole", "quarters")
 INITIAL_STATES = ("zeros", "clip")
 ABLATIONS = ("none", "initial", "carry")
 
@@ -43,6 +46,20 @@ def clip_mean(frame_vectors, mask):
     return ops.sum(frame_vectors * weights[..., None], axis=1) / ops.sum(weights, axis=1, keepdims=True)
 
 
+def quarters(side):
+    """`(5, F*F)` weights that tell where a glimpse comes from: the whole map, and its four quarters.
+
+    Quarters overlap where F is odd. Each row has mean 1, so that a quarter's share of a glimpse is as large as the
+    whole's (spatial pyramid, Lazebnik et al. 2006, CVPR).
+    """
+    size = (side + 1) // 2
+    regions = np.zeros((5, side, side), "float32")
+    regions[0] = 1
+    for region, (row, column) in zip(regions[1:], np.ndindex(2, 2), strict=True):
+        region[row * (side - size) :, column * (side - size) :][:size, :size] = side * side / size**2
+    return regions.reshape(5, -1)
+
+
 def neighbourhoods(height, width, size=3):
     """`(F*F * size*size, F*F)` matrix of 0 and 1: row `(p, k)` picks the location under tap k of a kernel centred on p.
 
@@ -70,19 +87,24 @@ class AttentionLSTM(keras.layers.Layer):
         c_t = softmax(s_t);  z_t = sum_i c_{t,i} X_{t,i};  h_t, cell_t = LSTM(z_t, (h_{t-1}, cell_{t-1}))
         h_0 = mlp_h(mean_t mean_i X_{t,i});  cell_0 = mlp_c(the same)
 
+    A glimpse of `quarters` keeps where it comes from: z_t = mlp_z of five sums, over the whole map and over each of its
+    quarters (`quarters`).
+
     With several cells each reads the hidden state of the one below, has MLPs of its own for its initial states, and
     h_{t-1} above is that of the uppermost.
 
     Args:
         units: U, of the LSTM and of the hidden layer that scores.
         dropout: rate at the input of every fully connected layer (not at the LSTM's own kernels) and between cells
-            (Zaremba et al. 2014, arXiv 1409.2329). Within the recurrence the dropped units are drawn for each frame.
+            (Zaremba et al. 2014, arXiv 1409.2329). Within the recurrence the dropped units are drawn for each frame,
+            those of mlp_z's input for each clip.
         weight_decay: omega; adds `omega * sum |w|^2` over all kernels.
         cells: LSTM cells on top of each other.
         pooling: how a frame's locations become `z_t`: `attention` as above; the controls `mean` (uniform weights) and
             `max` (per channel; its "attention" is the share of channels whose maximum lies at a location).
         ablate: what is taken away to see what it is worth: `initial`, the MLPs of h_0 and cell_0, which are zero then;
             `carry`, the cell state, which is zero before every frame then, as in the tutorial's code.
+        glimpse: `whole`, or `quarters` (not with `max`).
 
     Call arguments:
         features: `(B, T, F, F, D)`.
@@ -92,14 +114,26 @@ class AttentionLSTM(keras.layers.Layer):
         hidden states `(B, T, U)` and attention `(B, T, F, F)`.
     """
 
-    def __init__(self, units, dropout=0.5, weight_decay=0.0, pooling="attention", cells=1, ablate="none", **kwargs):
+    def __init__(
+        self,
+        units,
+        dropout=0.5,
+        weight_decay=0.0,
+        pooling="attention",
+        cells=1,
+        ablate="none",
+        glimpse="whole",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
         if ablate not in ABLATIONS:
             raise ValueError(f"ablate must be one of {ABLATIONS}. Received: ablate={ablate!r}")
+        if glimpse not in GLIMPSES or (glimpse == "quarters" and pooling == "max"):
+            raise ValueError(f"glimpse must be one of {GLIMPSES}, and whole with max. Received: glimpse={glimpse!r}")
         self.units, self.rate, self.weight_decay, self.pooling = units, dropout, weight_decay, pooling
-        self.cells, self.ablate = cells, ablate
+        self.cells, self.ablate, self.glimpse = cells, ablate, glimpse
         self.decay = keras.regularizers.L2(weight_decay) if weight_decay else None
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self.initial_hidden = self._dense(units, "mlp_h", activation="tanh")
@@ -120,10 +154,15 @@ class AttentionLSTM(keras.layers.Layer):
 
     def build(self, features_shape, mask_shape=None):
         _, _, height, width, channels = features_shape
-        for layer in (self.initial_hidden, self.initial_cell, self.lstm, *self.upper_hidden, *self.upper_cell):
+        for layer in (self.initial_hidden, self.initial_cell, *self.upper_hidden, *self.upper_cell):
             layer.build((None, channels))
         for layer in self.upper_lstm:
             layer.build((None, self.units))
+        if self.glimpse == "quarters":
+            self.regions = quarters(height)
+            self.from_regions = self._dense(self.units, "mlp_z")
+            self.from_regions.build((None, len(self.regions) * channels))
+        self.lstm.build((None, self.units if self.glimpse == "quarters" else channels))
         if self.pooling == "attention":
             self.from_frame = self._dense(self.units, "mlp1")
             self.from_hidden = self._dense(self.units, "mlp2", use_bias=False)
@@ -153,12 +192,24 @@ class AttentionLSTM(keras.layers.Layer):
             glimpses = ops.max(cube, axis=2)
             at_maximum = ops.cast(ops.equal(cube, glimpses[:, :, None]), cube.dtype)
             weights = ops.mean(at_maximum / ops.sum(at_maximum, axis=2, keepdims=True), axis=3)
+        if self.glimpse == "quarters":
+            kept = self.dropout(ops.ones_like(cube[:, 0, : len(self.regions)]), training=training)  # (B, 5, D)
         hiddens, attention = [], []
+
+        def look(weights, frame):
+            """Weights `(B, F*F)` and a frame's cube `(B, F*F, D)` -> the glimpse, `(B, D)` or `(B, U)`."""
+            if self.glimpse == "whole":
+                return ops.matmul(weights[:, None], frame)[:, 0]
+            parts = ops.matmul(weights[:, None] * ops.cast(self.regions, frame.dtype), frame) * kept
+            return self.from_regions(ops.reshape(parts, (-1, math.prod(parts.shape[1:]))))
+
         for t in range(cube.shape[1]):
             if self.pooling == "attention":
                 mixed = ops.tanh(from_frames[:, t] + self.from_hidden(hidden * keep_hidden[:, t]))
                 attention.append(ops.softmax(self.to_scores(mixed * keep_mixed[:, t])))
-                glimpse = ops.matmul(attention[-1][:, None], cube[:, t])[:, 0]
+                glimpse = look(attention[-1], cube[:, t])
+            elif self.glimpse == "quarters":
+                glimpse = look(weights[:, t], cube[:, t])
             else:
                 glimpse = glimpses[:, t]
             if self.ablate == "carry":
@@ -172,7 +223,8 @@ class AttentionLSTM(keras.layers.Layer):
 
     def get_config(self):
         own = {"units": self.units, "dropout": self.rate, "weight_decay": self.weight_decay, "pooling": self.pooling}
-        return {**super().get_config(), **own, "cells": self.cells, "ablate": self.ablate}
+        own |= {"cells": self.cells, "ablate": self.ablate, "glimpse": self.glimpse}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("action_attention")

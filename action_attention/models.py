@@ -32,6 +32,7 @@ class ActionModel(keras.Model):
         cells: recurrent cells on top of each other; the attention reads the uppermost. Nothing to `softmax`.
         rescale: weigh ConvALSTM's cube by attention of mean 1 in place of attention of sum 1.
         ablate: what is taken away from the LSTM models (`layers.AttentionLSTM`).
+        glimpse: of ALSTM and its average control: `whole`, or `quarters`, which keep where it comes from.
 
     Call arguments:
         inputs: `{"features": (B, T, F, F, D) float, "mask": (B, T) bool}`; the mask is true for real frames.
@@ -54,6 +55,7 @@ class ActionModel(keras.Model):
         initial="zeros",
         rescale=False,
         ablate="none",
+        glimpse="whole",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -63,7 +65,7 @@ class ActionModel(keras.Model):
         self._settings = {
             "classes": classes, "lstm_units": lstm_units, "dropout": dropout, "weight_decay": weight_decay,
             "normalize": normalize, "motion": motion, "channel_dropout": channel_dropout, "head": head, "cells": cells,
-            "initial": initial, "rescale": rescale, "ablate": ablate,
+            "initial": initial, "rescale": rescale, "ablate": ablate, "glimpse": glimpse,
         }  # fmt: skip
         self.channel_dropout = keras.layers.SpatialDropout3D(
             channel_dropout, data_format="channels_last", dtype=self.dtype_policy
@@ -111,10 +113,11 @@ class ActionModel(keras.Model):
 class ALSTM(ActionModel):
     """Soft attention, then an LSTM (Sharma et al. 2016, arXiv 1511.04119)."""
 
+    pooling = "attention"
+
     def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionLSTM(
-            lstm_units, dropout, weight_decay, "attention", cells, self._settings["ablate"], dtype=dtype
-        )
+        own = {key: self._settings[key] for key in ("ablate", "glimpse")}
+        return AttentionLSTM(lstm_units, dropout, weight_decay, self.pooling, cells, **own, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("action_attention")
@@ -127,19 +130,17 @@ class ConvALSTM(ActionModel):
 
 
 @keras.saving.register_keras_serializable("action_attention")
-class AverageLSTM(ActionModel):
+class AverageLSTM(ALSTM):
     """Control: ALSTM whose attention is uniform."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, "mean", cells, self._settings["ablate"], dtype=dtype)
+    pooling = "mean"
 
 
 @keras.saving.register_keras_serializable("action_attention")
-class MaxLSTM(ActionModel):
+class MaxLSTM(ALSTM):
     """Control: ALSTM whose glimpse is the maximum over locations of each channel."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return AttentionLSTM(lstm_units, dropout, weight_decay, "max", cells, self._settings["ablate"], dtype=dtype)
+    pooling = "max"
 
 
 @keras.saving.register_keras_serializable("action_attention")

@@ -61,6 +61,7 @@ class TrainConfig:
     initial: str = "zeros"
     rescale: bool = False
     ablate: str = "none"
+    glimpse: str = "whole"
     mirror: bool = False
     learning_rate: float = 1e-4
     schedule: str = "constant"
@@ -86,6 +87,8 @@ class TrainConfig:
             raise UserError(f"--cells={given['cells']} is for the recurrent models; softmax has no cell")
         if given.get("ablate", "none") != "none" and model in ("conv_alstm", "softmax"):
             raise UserError(f"--ablate={given['ablate']} is for alstm, avg_lstm and max_lstm, not for {model}")
+        if given.get("glimpse", "whole") != "whole" and model not in ("alstm", "avg_lstm"):
+            raise UserError(f"--glimpse={given['glimpse']} is for alstm and avg_lstm, not for {model}")
         return cls(model, **{**table.get(model, {}), **given})
 
 
@@ -181,6 +184,7 @@ def new_model(config: TrainConfig, classes: int) -> keras.Model:
             config.model, classes, config.lstm_units, config.dropout, config.weight_decay,
             normalize=config.normalize, motion=config.motion, channel_dropout=config.channel_dropout,
             head=config.head, cells=config.cells, initial=config.initial, rescale=config.rescale, ablate=config.ablate,
+            glimpse=config.glimpse,
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy(previous)

@@ -12,7 +12,7 @@ from absl import flags
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
-from action_attention.layers import ABLATIONS, INITIAL_STATES
+from action_attention.layers import ABLATIONS, GLIMPSES, INITIAL_STATES
 from action_attention.metrics import VOTES
 from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
 from action_attention.training import SCHEDULES, TrainConfig, choose_threads, train, writing
@@ -55,6 +55,7 @@ HYPER_PARAMETERS = {
     "initial": (_one_of(INITIAL_STATES), "conv_alstm's first states: zeros, or from the clip's mean cube [zeros]"),
     "rescale": (flags.DEFINE_bool, "weigh conv_alstm's cube by attention of mean 1, not of sum 1 [false]"),
     "ablate": (_one_of(ABLATIONS), "from the LSTM models: MLPs of the initial states, or the cell state [none]"),
+    "glimpse": (_one_of(GLIMPSES), "of alstm, avg_lstm: of the whole cube, or keeping its quarters apart [whole]"),
     "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
     "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
     "schedule": (_one_of(SCHEDULES), "of the learning rate: constant, or a cosine from it to 0 at the end [constant]"),

@@ -8,7 +8,7 @@ from scipy.signal import correlate
 from scipy.special import expit as sigmoid
 from scipy.special import softmax
 
-from action_attention.layers import AttentionConvLSTM, AttentionLSTM, neighbourhoods, sqrt_l2, with_motion
+from action_attention.layers import AttentionConvLSTM, AttentionLSTM, neighbourhoods, quarters, sqrt_l2, with_motion
 
 FRAMES, SIDE, CHANNELS, UNITS = 30, 3, 5, 4
 
@@ -58,7 +58,10 @@ def numpy_alstm(layer, features, *, reset_cell=False):
     for t in range(FRAMES):
         mixed = cube[:, t].mean(1) @ w["mlp1/kernel"] + w["mlp1/bias"] + hidden[cells[-1]] @ w["mlp2/kernel"]
         locations = softmax(np.tanh(mixed) @ w["mlp3/kernel"] + w["mlp3/bias"], axis=-1)
-        below = np.einsum("bl,bld->bd", locations, cube[:, t])
+        if layer.glimpse == "whole":
+            below = np.einsum("bl,bld->bd", locations, cube[:, t])
+        else:
+            below = in_quarters(locations, cube[:, t]) @ w["mlp_z/kernel"] + w["mlp_z/bias"]
         for n in cells:
             before = np.zeros_like(cell[n]) if reset_cell or layer.ablate == "carry" else cell[n]
             below, cell[n] = lstm_step(below, hidden[n], before, w, f"lstm{n}")
@@ -66,6 +69,13 @@ def numpy_alstm(layer, features, *, reset_cell=False):
         hiddens.append(below)
         maps.append(locations.reshape(-1, SIDE, SIDE))
     return np.stack(hiddens, 1), np.stack(maps, 1)
+
+
+def in_quarters(locations, frame):
+    """Attention-weighted sums over a frame's 3 x 3 locations and over its quarters of 2 x 2, these times 9/4."""
+    weighted = (locations[..., None] * frame).reshape(-1, SIDE, SIDE, CHANNELS)
+    quarters = [weighted[:, row : row + 2, column : column + 2].sum((1, 2)) for row in (0, 1) for column in (0, 1)]
+    return np.concatenate([weighted.sum((1, 2)), *(9 / 4 * quarter for quarter in quarters)], axis=-1)
 
 
 def convolve(maps, kernel):
@@ -113,6 +123,10 @@ RECURRENCES = {
     "alstm of two cells": (lambda: AttentionLSTM(UNITS, dropout=0.5, cells=2, dtype="float64"), numpy_alstm),
     "alstm without initial states": (
         lambda: AttentionLSTM(UNITS, dropout=0.5, ablate="initial", dtype="float64"),
+        numpy_alstm,
+    ),
+    "alstm with glimpses of quarters": (
+        lambda: AttentionLSTM(UNITS, dropout=0.5, glimpse="quarters", dtype="float64"),
         numpy_alstm,
     ),
     "alstm that carries no cell state": (
@@ -203,6 +217,31 @@ def test_padding_changes_nothing_on_real_frames_and_looks_nowhere(make, clip):
     for one, other in zip(short, padded, strict=True):
         np.testing.assert_allclose(one, other[:, :12], atol=1e-6)
     assert not np.asarray(padded[1])[:, 12:].any()
+
+
+def test_uniform_attention_gives_every_quarter_its_mean():
+    features = np.random.default_rng(0).random((49, 5))
+    whole, *parts = (quarters(7) / 49) @ features
+    np.testing.assert_allclose(whole, features.mean(0))
+    for part, (row, column) in zip(parts, [(0, 0), (0, 3), (3, 0), (3, 3)], strict=True):
+        np.testing.assert_allclose(
+            part, features.reshape(7, 7, 5)[row : row + 4, column : column + 4].mean((0, 1)), rtol=1e-6
+        )
+
+
+def test_the_average_control_with_quarters_is_alstm_whose_scores_are_equal(clip):
+    layer = built(AttentionLSTM(UNITS, glimpse="quarters", dtype="float64"), clip)
+    layer.to_scores.set_weights([np.zeros((UNITS, SIDE * SIDE)), np.zeros(SIDE * SIDE)])
+    control = built(AttentionLSTM(UNITS, pooling="mean", glimpse="quarters", dtype="float64"), clip)
+    weights = named(layer)
+    for weight in control.weights:
+        weight.assign(weights["/".join(weight.path.split("/")[-2:])])
+    np.testing.assert_allclose(control(*clip)[0], layer(*clip)[0], atol=1e-10)
+
+
+def test_quarters_of_maxima_are_refused():
+    with pytest.raises(ValueError, match="Received: glimpse='quarters'"):
+        AttentionLSTM(4, pooling="max", glimpse="quarters")
 
 
 def test_an_unknown_pooling_is_refused():

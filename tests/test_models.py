@@ -87,10 +87,11 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
         {"normalize": "sqrt_l2", "motion": "difference", "channel_dropout": 0.3},
         {"head": "conv", "initial": "clip", "rescale": True},
         {"head": "pool"},
+        {"glimpse": "quarters", "ablate": "carry"},
     ],
 )
 def test_further_settings_survive_saving(settings, tmp_path):
-    model = build_model("conv_alstm", 4, 8, **settings)
+    model = build_model("alstm" if "glimpse" in settings else "conv_alstm", 4, 8, **settings)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_array_equal(model(clips())["logits"], loaded(clips())["logits"])
