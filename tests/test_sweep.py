@@ -51,6 +51,7 @@ def test_a_sweep_tries_the_table_and_leaves_a_table_flags_and_hparams(cache_fold
     assert missing_tickets(study, 3) == [2]
     first, second = finished(study)
     table = {"learning_rate": 1e-4, "dropout": 0.5, "weight_decay": 0.0, "normalize": "none", "motion": "none"}
+    table |= {"channel_dropout": 0.0}
     assert first.params == table != second.params
     for trial in (first, second):
         curves = np.array(trial.user_attrs["curves"])
