@@ -194,7 +194,7 @@ def accuracy(bench: Bench) -> list[Row]:
     apart = np.subtract(right["bfloat16"], right["float32"])
     noise = scipy.stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / math.sqrt(len(apart))
     return [Row("ALSTM on bfloat16 features, validation videos right", "float32 features, 5 seeds; 95 % interval",
-                float(abs(apart.mean())), float(noise), "points", lower_is_better=True, detail=right)]  # fmt: skip
+                round(float(abs(apart.mean())), 3), round(float(noise), 3), "points", lower_is_better=True, detail=right)]  # fmt: skip
 
 
 def extraction(bench: Bench) -> list[Row]:
