@@ -193,8 +193,9 @@ def accuracy(bench: Bench) -> list[Row]:
                 found.append(100 * run["best"]["val_video_top1"])
     apart = np.subtract(right["bfloat16"], right["float32"])
     noise = scipy.stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / math.sqrt(len(apart))
-    return [Row("ALSTM on bfloat16 features, validation videos right", "float32 features, 5 seeds; 95 % interval",
-                round(float(abs(apart.mean())), 3), round(float(noise), 3), "points", lower_is_better=True, detail=right)]  # fmt: skip
+    apart, noise = round(float(abs(apart.mean())), 3), round(float(noise), 3)
+    stage, against = "ALSTM on bfloat16 features, validation videos right", "float32 features, 5 seeds; 95 % interval"
+    return [Row(stage, against, apart, noise, "points", lower_is_better=True, detail=right)]
 
 
 def extraction(bench: Bench) -> list[Row]:
