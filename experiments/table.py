@@ -104,7 +104,8 @@ def _without_penalty(result: dict) -> dict:
 def differences(results: list[dict]) -> str:
     """A Markdown table of what each row gains over the first one, in points of video top-1.
 
-    Seeds that both rows ran are paired; the 95 % interval is that of their mean difference (Student's t).
+    Seeds that both rows ran are paired; the 95 % interval is that of their mean difference (Student's t). Rows are
+    named by what is otherwise than in the first.
     """
     first, *others = _rows(results)
     lines = [f"| against {_about(first)[1]} | pairs | video top-1, points | 95 % interval |", "|---|---|---|---|"]
@@ -113,11 +114,20 @@ def differences(results: list[dict]) -> str:
         if seeds:
             gains = 100 * np.array([_by_seed(runs)[seed] - _by_seed(first)[seed] for seed in seeds])
             interval = mean_interval95(gains)
-            where = f"{TUTORIAL}, " if runs[0]["validation"] == "tutorial" else ""
-            shown = [where + _about(runs)[1], str(len(seeds)), f"{gains.mean():+.1f}"]
+            shown = [_otherwise(first[0], runs[0]), str(len(seeds)), f"{gains.mean():+.1f}"]
             shown.append("{:+.1f} to {:+.1f}".format(*interval) if interval else "-")
             lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def _otherwise(first: dict, other: dict) -> str:
+    """What is otherwise in a result's training than in the first one's."""
+    names = [other["model"]] if other["model"] != first["model"] else []
+    names += [f"split {other['split']}"] if other["split"] != first["split"] else []
+    names += [TUTORIAL] if other["validation"] == "tutorial" != first["validation"] else []
+    settings = {key: value for key, value in other["config"].items() if key not in (*UNNAMED, "model")}
+    names += [f"{key}={value}" for key, value in settings.items() if value != first["config"].get(key)]
+    return ", ".join(names)
 
 
 def _by_seed(runs: list[dict]) -> dict[int, float]:

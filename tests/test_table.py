@@ -57,10 +57,13 @@ def test_the_mean_of_splits_takes_the_seeds_that_ran_on_all():
 
 
 def test_differences_are_those_of_the_same_seed():
-    runs = [result(0, 0.5), result(1, 0.6), result(1, 0.64, cells=2), result(0, 0.52, cells=2), result(7, 0.9, cells=2)]
+    runs = [result(0, 0.5, mirror=True), result(1, 0.6, mirror=True)]
+    runs += [result(seed, top1, mirror=True, cells=2) for seed, top1 in ((1, 0.64), (0, 0.52), (7, 0.9))]
     (row,) = rows(table.differences(runs))
     # +2 and +4 points: mean 3, standard deviation 1.414, 12.706 * 1
-    assert row == ["alstm, cells=2", "2", "+3.0", "-9.7 to +15.7"]
+    assert row == ["cells=2", "2", "+3.0", "-9.7 to +15.7"]
+    other = {**result(0, 0.5, mirror=True), "validation": "tutorial", "model": "avg_lstm"}
+    assert rows(table.differences([runs[0], other])) == [[f"avg_lstm, {table.TUTORIAL}", "1", "+0.0", "-"]]
 
 
 @pytest.mark.parametrize(("change", "label"), [({"weights": "random"}, table.RANDOM_WEIGHTS),
