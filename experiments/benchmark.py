@@ -23,8 +23,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +130,7 @@ class Bench:
         return TrainConfig.for_model(model, clip_length=self.clip_length, **overrides)
 
 
-def spread(videos: Path | str) -> list[str]:
+def spread(videos: Path) -> list[str]:
     """24 videos of many classes."""
     names = list_videos(videos)
     return names[:: max(1, len(names) // 24)][:24]
@@ -156,12 +154,10 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
-def in_fresh_process(function: Callable, *arguments) -> float:
-    """The number that a function of this module returns when a new process calls it."""
-    plain = [str(argument) if isinstance(argument, Path) else argument for argument in arguments]
-    call = f"from experiments import benchmark; print(benchmark.{function.__name__}(*{plain!r}))"
-    done = subprocess.run([sys.executable, "-c", call], check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+def in_fresh_process(function: Callable, *arguments):
+    """What a function of this module returns in a new process, which has threads and memory of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def network(bench: Bench) -> list[Row]:
@@ -321,9 +317,9 @@ def data(bench: Bench) -> list[Row]:
     ]
 
 
-def read_shuffled(features: str, clip_length: int) -> float:
+def read_shuffled(features: Path, clip_length: int) -> float:
     """Clips per second of the first pass over a cache, read in shuffled order."""
-    cache = FeatureCache(Path(features))
+    cache = FeatureCache(features)
     names = list(cache.videos)
     clips = Clips(cache, names, class_names(names), clip_length, in_memory=False)
     started = time.perf_counter()
@@ -332,7 +328,7 @@ def read_shuffled(features: str, clip_length: int) -> float:
     return len(clips) / (time.perf_counter() - started)
 
 
-def step_with_network(videos: str, weights: str, clip_length: int) -> float:
+def step_with_network(videos: Path, weights: str, clip_length: int) -> float:
     """Seconds of one training step the tutorial's way: 16 videos are decoded and go through VGG16 first.
 
     The network has all cores, as it has in extraction. The first step, which traces, does not count.
@@ -346,7 +342,7 @@ def step_with_network(videos: str, weights: str, clip_length: int) -> float:
     for _ in range(2):
         started = time.perf_counter()
         for row, name in enumerate(spread(videos)[:16]):
-            frames = read_frames(Path(videos) / name, FPS, FRAME_SIZE)[:clip_length]
+            frames = read_frames(videos / name, FPS, FRAME_SIZE)[:clip_length]
             cubes[row, : len(frames)] = exact.model.predict_on_batch(frames)
         model.train_on_batch({"features": cubes, "mask": mask}, targets)
     return time.perf_counter() - started
@@ -364,10 +360,10 @@ def start(bench: Bench) -> list[Row]:
     return rows
 
 
-def first_step(features: str, model: str, clip_length: int, started: float) -> float:
+def first_step(features: Path, model: str, clip_length: int, started: float) -> float:
     """Seconds since `started` when a training step is done."""
     config = TrainConfig.for_model(model, clip_length=clip_length)
-    cache = FeatureCache(Path(features))
+    cache = FeatureCache(features)
     clips = Clips(cache, list(cache.videos), class_names(list(cache.videos)), clip_length)
     network_ = new_model(config, CLASSES)
     compile_model(network_, config, 1)
@@ -391,16 +387,16 @@ def memory(bench: Bench) -> list[Row]:
     return rows
 
 
-def extraction_memory(videos: str, weights: str, count: int) -> float:
+def extraction_memory(videos: Path, weights: str, count: int) -> float:
     """Peak MiB of extracting so many videos, few frames of each."""
     with tempfile.TemporaryDirectory() as folder:
-        extract(Path(videos), Path(folder), build_backbone(weights), fps=SHORT_FPS, names=list_videos(videos)[:count])
+        extract(videos, Path(folder), build_backbone(weights), fps=SHORT_FPS, names=list_videos(videos)[:count])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def training_memory(features: str, clip_length: int, count: int) -> float:
+def training_memory(features: Path, clip_length: int, count: int) -> float:
     """Peak MiB of an epoch on so many videos that are read from the shards batch by batch."""
-    cache = FeatureCache(Path(features))
+    cache = FeatureCache(features)
     names = list(cache.videos)[:count]
     clips = Clips(cache, names, class_names(names), clip_length, in_memory=False)
     config = TrainConfig.for_model("alstm", clip_length=clip_length)
@@ -494,12 +490,11 @@ def main() -> None:
             extract(videos, features, build_backbone(args.weights), fps=FPS)
         print("| stage | against | measured | goal | met |\n|---|---|---|---|---|")
         for name in args.stages:
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:  # with threads and memory of its own
-                try:
-                    found = process.submit(STAGES[name], bench).result()
-                except ImportError as error:
-                    logging.warning("%s is skipped: %s is not installed", name, error.name)
-                    continue
+            try:
+                found = in_fresh_process(STAGES[name], bench)
+            except ImportError as error:
+                logging.warning("%s is skipped: %s is not installed", name, error.name)
+                continue
             if isinstance(found, list):
                 print(*(f"| {' | '.join(row.cells())} |" for row in found), sep="\n", flush=True)
                 found = [{**asdict(row), "met": row.met} for row in found]

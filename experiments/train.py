@@ -35,21 +35,29 @@ def _positive(name, default, text):
     flags.DEFINE_integer(name, default, text, lower_bound=1)
 
 
+def _not_negative(name, default, text):
+    flags.DEFINE_float(name, default, text, lower_bound=0)
+
+
+def _share(name, default, text):
+    flags.DEFINE_float(name, default, text, lower_bound=0, upper_bound=1)
+
+
 def _one_of(values):
     return lambda name, default, text: flags.DEFINE_enum(name, default, values, text)
 
 
 HYPER_PARAMETERS = {
-    "clip_length": (flags.DEFINE_integer, "frames per clip, T [30]"),
-    "clip_stride": (flags.DEFINE_integer, "frames from one clip's start to the next one's [clip_length]"),
-    "batch_size": (flags.DEFINE_integer, "clips per step, B [16]"),
-    "lstm_units": (flags.DEFINE_integer, "LSTM units or ConvLSTM filters, U [512; conv_alstm 256]"),
-    "dropout": (flags.DEFINE_float, "at all fully connected layers, dt [0.5]"),
-    "attention_penalty": (flags.DEFINE_float, "lambda [alstm 0.5; others 0]"),
-    "weight_decay": (flags.DEFINE_float, "omega [0]"),
+    "clip_length": (_positive, "frames per clip, T [30]"),
+    "clip_stride": (_positive, "frames from one clip's start to the next one's [clip_length]"),
+    "batch_size": (_positive, "clips per step, B [16]"),
+    "lstm_units": (_positive, "LSTM units or ConvLSTM filters, U [512; conv_alstm 256]"),
+    "dropout": (_share, "at all fully connected layers, dt [0.5]"),
+    "attention_penalty": (_not_negative, "lambda [alstm 0.5; others 0]"),
+    "weight_decay": (_not_negative, "omega [0]"),
     "normalize": (_one_of(NORMALIZATIONS), "of the features: square root and L2 norm [none]"),
     "motion": (_one_of(MOTIONS), "append each cube's difference from the one before [none]"),
-    "channel_dropout": (flags.DEFINE_float, "of whole channels of a clip's features [0]"),
+    "channel_dropout": (_share, "of whole channels of a clip's features [0]"),
     "head": (_one_of(HEADS), "from conv_alstm's hidden maps to its classifier [flatten]"),
     "cells": (_positive, "recurrent cells on top of each other; the attention reads the uppermost [1]"),
     "initial": (_one_of(INITIAL_STATES), "conv_alstm's first states: zeros, or from the clip's mean cube [zeros]"),
@@ -57,9 +65,9 @@ HYPER_PARAMETERS = {
     "ablate": (_one_of(ABLATIONS), "from the LSTM models: MLPs of the initial states, or the cell state [none]"),
     "glimpse": (_one_of(GLIMPSES), "of alstm, avg_lstm: of the whole cube, or keeping its quarters apart [whole]"),
     "mirror": (flags.DEFINE_bool, "turn half of the training clips left to right, drawn anew each epoch [false]"),
-    "learning_rate": (flags.DEFINE_float, "of Adam [1e-4]"),
+    "learning_rate": (_not_negative, "of Adam [1e-4]"),
     "schedule": (_one_of(SCHEDULES), "of the learning rate: constant, or a cosine from it to 0 at the end [constant]"),
-    "epochs": (flags.DEFINE_integer, "at most [100; conv_alstm 20]"),
+    "epochs": (_positive, "at most [100; conv_alstm 20]"),
     "patience": (flags.DEFINE_integer, "epochs without better validation before stopping [5; conv_alstm 3]"),
     "seed": (flags.DEFINE_integer, "of weights, order, dropout and held-out videos [0]"),
     "mixed_precision": (flags.DEFINE_bool, "compute in bfloat16, keep weights in float32 [false]"),

@@ -343,6 +343,12 @@ def test_cells_are_for_models_that_have_them():
     assert TrainConfig.for_model("max_lstm", cells=2).cells == 2
 
 
+def test_glimpses_of_quarters_are_for_models_that_have_them():
+    with pytest.raises(UserError, match="--glimpse=quarters is for alstm and avg_lstm, not for max_lstm"):
+        TrainConfig.for_model("max_lstm", glimpse="quarters")
+    assert TrainConfig.for_model("avg_lstm", glimpse="quarters").glimpse == "quarters"
+
+
 def test_a_run_of_a_version_that_knew_fewer_settings_resumes_with_their_defaults(finished, cache, split, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
