@@ -216,11 +216,16 @@ def test_a_given_name_that_is_not_utf8_is_refused(tmp_path, network):
 def test_ctrl_c_does_not_wait_for_a_decoder_that_hangs(tmp_path, network, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SPOILT), prepend=os.pathsep)
     write_video(tmp_path / "videos" / "wave" / "a-hang-at-5.avi", 20)
+    # a shell without job control starts its background jobs with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        extract(tmp_path / "videos", tmp_path / "features", network, decode_timeout=600)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / "videos", tmp_path / "features", network, decode_timeout=600)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 60
     assert [path.name for path in (tmp_path / "features").iterdir()] == [".lock"]
 
