@@ -25,14 +25,19 @@ UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row d
 
 
 def read_result(run_dir: Path, subset: str = "test") -> dict:
-    """The metrics of an evaluated run and how it was trained, without what only the machine that made it knows."""
+    """The metrics of an evaluated run and how it was trained, without what only the machine that made it knows.
+
+    Where the model looks in each class stays in the run, so that the results of many runs are a small file.
+    """
     run, _ = read_run(run_dir, of_frames=False, finished=True)
     path = run_dir / "eval" / subset / "metrics.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={run_dir}`")
     config = {key: value for key, value in run["config"].items() if key not in ("seed", "model")}
     about = {key: run[key] for key in ("epochs", "seconds", "git", "versions")}
-    return {**json.loads(path.read_text()), "config": config, "best_epoch": run["best"]["epoch"], **about}
+    metrics = json.loads(path.read_text())
+    metrics.get("localization", {}).pop("per_class", None)
+    return {**metrics, "config": config, "best_epoch": run["best"]["epoch"], **about}
 
 
 def markdown(results: list[dict]) -> str:

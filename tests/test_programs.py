@@ -87,6 +87,7 @@ def test_from_sample_to_table(tmp_path):
     assert "4 of 48 frames have no annotated actor and do not count; videos that have none in any frame" in said
     metrics = json.loads((tmp_path / "again" / "eval" / "test" / "metrics.json").read_text())
     assert metrics["localization"]["without_annotation"] == [left_out]
+    assert "per_class" in metrics["localization"]  # which would fill the file of many runs' results
     results = tmp_path / "results.json"
     both = ("--run_dir", run_dir, "--run_dir", tmp_path / "again")
     said = succeeds("experiments.table", *both, "--output", results)
