@@ -1,5 +1,6 @@
-"""Clips of T frames cut from a feature cache, and batches of them through `tf.data`."""
+"""Clips of T frames cut from features, and batches of them through `tf.data`."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +8,8 @@ import psutil
 import tensorflow as tf
 
 from action_attention.errors import UserError
-from action_attention.features import CUBE_SHAPE, FeatureCache
+from action_attention.features import ArrayFeatures, FeatureCache
 from action_attention.losses import PADDING
-
-FRAME_BYTES = 2 * int(np.prod(CUBE_SHAPE))
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Clips:
     the labels of the others are `PADDING`.
 
     Args:
-        cache: the feature cache.
+        cache: the feature cache, or features in memory.
         videos: names `<class>/<file>`.
         classes: class names; a class's id is its place here.
         clip_length: T, frames.
@@ -57,7 +56,7 @@ class Clips:
 
     def __init__(
         self,
-        cache: FeatureCache,
+        cache: FeatureCache | ArrayFeatures,
         videos: list[str],
         classes: list[str],
         clip_length: int,
@@ -72,7 +71,7 @@ class Clips:
         unknown = sorted({name.split("/")[0] for name in videos} - set(classes))
         if labelled and unknown:
             raise UserError(f"the model knows no class {', '.join(unknown)}; its classes are {', '.join(classes)}")
-        self.clip_length, self.videos = clip_length, list(videos)
+        self.clip_length, self.videos, self.cube_shape = clip_length, list(videos), cache.cube_shape
         self.labels = {name: classes.index(name.split("/")[0]) if labelled else None for name in videos}
         self.clips = [
             clip
@@ -81,7 +80,8 @@ class Clips:
         ]
         self.video_frames = {name: cache.videos[name].frames for name in videos}
         if in_memory is None:
-            in_memory = sum(self.video_frames.values()) * FRAME_BYTES < psutil.virtual_memory().available / 2
+            needed = sum(self.video_frames.values()) * 2 * math.prod(self.cube_shape)
+            in_memory = needed < psutil.virtual_memory().available / 2
         self.in_memory = in_memory
         if in_memory:
             loaded = {name: cache.read(name) for name in videos}
@@ -95,11 +95,11 @@ class Clips:
     def load(
         self, indices: np.ndarray, mirrored: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features float16 `(B, T, 7, 7, 512)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips.
+        """Features float16 `(B, T, H, W, D)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips.
 
         The cubes of those that are `mirrored`, bool `(B,)`, are turned left to right.
         """
-        features = np.empty((len(indices), self.clip_length, *CUBE_SHAPE), np.float16)
+        features = np.empty((len(indices), self.clip_length, *self.cube_shape), np.float16)
         mask = np.zeros((len(indices), self.clip_length), bool)
         labels = np.full((len(indices), self.clip_length), PADDING, np.int32)
         for row, index in enumerate(indices):
@@ -125,7 +125,7 @@ class Clips:
         """The batches of the given epochs, in turn; an epoch's order depends on its number and the seed only.
 
         `mirror` turns each clip's cubes left to right with probability 1/2: nearly the features of the mirrored video,
-        since VGG16's kernels are not symmetric themselves.
+        since a backbone's kernels are not symmetric themselves.
         """
 
         def of_epoch(epoch):
@@ -142,7 +142,7 @@ class Clips:
 
         def load(*arguments):
             features, mask, labels = tf.numpy_function(self.load, arguments, (tf.float16, tf.bool, tf.int32))
-            features.set_shape((None, self.clip_length, *CUBE_SHAPE))
+            features.set_shape((None, self.clip_length, *self.cube_shape))
             mask.set_shape((None, self.clip_length))
             labels.set_shape((None, self.clip_length))
             return {"features": features, "mask": mask}, {"logits": labels, "attention": mask}

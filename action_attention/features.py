@@ -1,27 +1,29 @@
-"""The feature cache: VGG16 `pool5` cubes of every sampled frame of every video, in HDF5 shards that explain themselves.
+"""The feature cache: a backbone's cubes of every sampled frame of every video, in HDF5 shards that explain themselves.
 
 A cache is a folder of `shard-NNNNN.h5` files, `index.json` and `rejects.json`; the two JSON files only repeat what the
 shards say. A shard holds
-- dataset `features`: float16 `(frames, 7, 7, 512)`, a video's frames contiguous;
+- dataset `features`: float16 `(frames, height, width, channels)`, a video's frames contiguous;
 - dataset `videos`: one row per video, fields `VIDEO_FIELDS`; dataset `rejects`: videos that could not be used, and why;
 - attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`;
 - before all that, in what HDF5 calls the user block, a line of text: the sha256 of the bytes after it. It is checked
   before HDF5 sees them, because a flipped bit in HDF5's own structures can crash it. Older shards have none.
 
-Chunk and filter were chosen by `python -m experiments.benchmark --stages=filters` on 400 real J-HMDB cubes, figures in
-`experiments/results/benchmark.json`: zstd level 1 is the smallest (1/6.8 of raw float16) and reads 2.4 times as fast as
-gzip; chunks of 8 frames read nearly as fast as larger ones, and waste less when a clip is read.
+Chunk and filter were chosen by `python -m experiments.benchmark --stages=filters` on 400 real J-HMDB cubes of VGG16,
+figures in `experiments/results/benchmark.json`: zstd level 1 is the smallest (1/6.8 of raw float16) and reads 2.4 times
+as fast as gzip; chunks of 8 frames read nearly as fast as larger ones, and waste less when a clip is read.
 """
 
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import hdf5plugin
@@ -31,7 +33,6 @@ from action_attention.errors import UserError
 from action_attention.files import file_sha256
 
 SCHEMA_VERSION = 1
-CUBE_SHAPE = (7, 7, 512)
 CHUNK_FRAMES = 8
 HEAD_BYTES = 512  # HDF5's smallest user block
 RESERVED_BYTES = 4 << 20  # chunks that are being filled, their index, the tables
@@ -88,16 +89,18 @@ class ShardWriter:
     Raises OSError, and leaves no temporary file, where it cannot be written.
     """
 
-    def __init__(self, path: Path, settings: dict, software: dict, compression: str = "zstd"):
+    def __init__(self, path: Path, cube_shape: tuple, settings: dict, software: dict, compression: str = "zstd"):
         self.path, self._part, self._file = path, path.with_suffix(".part"), None
+        # an append may write a chunk anew elsewhere, since it was not full, and one more that will not be full
+        self._reserve = max(RESERVED_BYTES, 3 * CHUNK_FRAMES * 2 * math.prod(cube_shape))
         self._videos, self._rejects, self._sha256 = [], [], hashlib.sha256()
         with self._writing():
             self._file = h5py.File(self._part, "w", userblock_size=HEAD_BYTES)
             self._file.attrs.update({"schema_version": SCHEMA_VERSION} | settings)
             self._file.attrs.update(software=json.dumps(software), compression=compression)
             self._features = self._file.create_dataset(
-                "features", (0, *CUBE_SHAPE), np.float16, chunks=(CHUNK_FRAMES, *CUBE_SHAPE),
-                maxshape=(None, *CUBE_SHAPE), **FILTERS[compression],
+                "features", (0, *cube_shape), np.float16, chunks=(CHUNK_FRAMES, *cube_shape),
+                maxshape=(None, *cube_shape), **FILTERS[compression],
             )  # fmt: skip
         self._kept = 0, self._sha256.copy()
 
@@ -106,7 +109,7 @@ class ShardWriter:
         return len(self._features)
 
     def append(self, cubes: np.ndarray) -> None:
-        """Adds float16 cubes `(n, 7, 7, 512)` of the video that `add_video` or `reject` will name."""
+        """Adds float16 cubes `(n, height, width, channels)` of the video that `add_video` or `reject` will name."""
         cubes = np.ascontiguousarray(cubes, np.float16)
         rows = self.rows
         with self._writing(cubes.nbytes):
@@ -154,7 +157,7 @@ class ShardWriter:
         try:
             if self._file:
                 end = self._file.id.get_filesize()
-                os.posix_fallocate(self._file.id.get_vfd_handle(), 0, end + size + RESERVED_BYTES)
+                os.posix_fallocate(self._file.id.get_vfd_handle(), 0, end + size + self._reserve)
             yield
         except (OSError, RuntimeError) as error:  # HDF5 raises either
             self.discard()
@@ -192,7 +195,9 @@ class Shard:
             self.rejects = {_plain(name): _plain(reason) for name, reason in self._file["rejects"][:]}
             self.features = self._file["features"]
             first_rows = [0, *accumulate(video.frames for video in self.videos)]
-            holds = (self.features.shape, self.features.dtype) == ((first_rows.pop(), *CUBE_SHAPE), np.float16)
+            self.cube_shape = self.features.shape[1:]
+            shape = (first_rows.pop(), *self.cube_shape)
+            holds = (self.features.shape, self.features.dtype, len(shape)) == (shape, np.float16, 4)
             if not holds or [video.first_row for video in self.videos] != first_rows:
                 raise DamagedError(path, "its table of videos")
         except UserError:
@@ -219,6 +224,7 @@ class FeatureCache:
 
     Attributes:
         settings: what made the features (`SETTINGS`).
+        cube_shape: a frame's features, (height, width, channels).
         videos: name `<class>/<file>` -> `Video`, in extraction order.
         rejects: name -> reason, for videos that could not be used.
         fingerprint: sha256 over the settings and every video's place and features; two caches with the same
@@ -241,6 +247,7 @@ class FeatureCache:
             raise UserError(f"{index_file} is damaged; run the same extraction again to rebuild it") from error
         self.shards = open_shards(self.folder)
         self.settings = self.shards[0].settings if self.shards else {}
+        self.cube_shape = self.shards[0].cube_shape if self.shards else ()
         found = {shard.path.name: _index_entry(shard) for shard in self.shards} | {"its settings": self.settings}
         wrong = sorted(str(name) for name in found.keys() | listed.keys() if found.get(name) != listed.get(name))
         if wrong:
@@ -261,7 +268,7 @@ class FeatureCache:
         return sum(shard.path.stat().st_size for shard in self.shards)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Features of frames `start` to `stop` of a video, float16 `(frames, 7, 7, 512)`."""
+        """Features of frames `start` to `stop` of a video, float16 `(frames, height, width, channels)`."""
         shard, video = self._place[name]
         stop = video.frames if stop is None else min(stop, video.frames)
         try:
@@ -279,6 +286,31 @@ class FeatureCache:
             shard.close()
 
 
+class ArrayFeatures:
+    """Features that are in memory already, from whatever network; `clips.Clips` takes them in place of a cache.
+
+    Args:
+        arrays: name `<class>/<name>` -> features `(frames, height, width, channels)`, kept in float16.
+
+    Raises:
+        UserError: there are none, or their cubes differ in shape.
+    """
+
+    folder = "the dictionary of features"
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self._arrays = {name: np.asarray(array, np.float16) for name, array in arrays.items()}
+        shapes = {array.shape[1:] if array.size else () for array in self._arrays.values()} or {()}
+        self.cube_shape, *others = shapes
+        if others or len(self.cube_shape) != 3:
+            raise UserError(f"features must be (frames, height, width, channels) of one cube. Received cubes: {shapes}")
+        self.videos = {name: SimpleNamespace(frames=len(array)) for name, array in self._arrays.items()}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """As `FeatureCache.read`."""
+        return self._arrays[name][start:stop]
+
+
 def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.h5"))
 
@@ -290,6 +322,9 @@ def open_shards(folder: Path) -> list[Shard]:
     for shard in shards:
         if shard.settings != shards[0].settings:
             raise UserError(f"{shard.path} was extracted with other settings than {shards[0].path}; remove one of them")
+        if shard.cube_shape != shards[0].cube_shape:
+            shapes = f"{shard.path} has cubes {shard.cube_shape}, {shards[0].path} has {shards[0].cube_shape}"
+            raise UserError(f"{shapes}; remove one of them")
         for video in shard.videos:
             if seen.setdefault(video.name, shard) is not shard:
                 raise UserError(f"{video.name} is in {seen[video.name].path} and in {shard.path}; remove one of them")

@@ -1,6 +1,6 @@
 """Is the attention on the actor? Pointing accuracy and attention mass, beside uniform attention and the frame's centre.
 
-The attention's F x F locations divide a frame into equal cells. Frames without an annotated actor do not count.
+The attention's rows and columns divide a frame into equal cells. Frames without an annotated actor do not count.
 """
 
 from collections.abc import Callable
@@ -18,34 +18,34 @@ MAPS = ("attention", "uniform", "centre")
 class Actor:
     """Where the actor is in each of n frames, seen from the attention's locations; all zero where there is none.
 
-    `cells` `(n, F, F)` is the share of each cell's area that the actor covers, `centres` `(n, F, F)` whether the cell's
-    centre lies on the actor (a share if the mask gives shares).
+    Both `(n, rows, columns)`: `cells` is the share of each cell's area that the actor covers, `centres` whether the
+    cell's centre lies on the actor (a share if the mask gives shares). A `grid` is the number of rows and columns.
     """
 
     cells: np.ndarray
     centres: np.ndarray
 
     @classmethod
-    def from_masks(cls, masks: np.ndarray, grid: int) -> "Actor":
+    def from_masks(cls, masks: np.ndarray, grid: tuple[int, int]) -> "Actor":
         """From masks `(n, height, width)` of any resolution: bool, or the share of each pixel covered, 0..1."""
-        height, width = masks.shape[1:]
-        rows, columns = (_overlap(np.arange(size), np.arange(1, size + 1), grid, size) for size in (height, width))
-        at_rows, at_columns = _centres(grid, height).astype(int), _centres(grid, width).astype(int)
+        axes = list(zip(grid, masks.shape[1:], strict=True))
+        rows, columns = (_overlap(np.arange(size), np.arange(1, size + 1), cells, size) for cells, size in axes)
+        at_rows, at_columns = (_centres(*axis).astype(int) for axis in axes)
         return cls(rows.T @ masks @ columns, masks[:, at_rows[:, None], at_columns].astype(float))
 
     @classmethod
-    def from_boxes(cls, boxes: np.ndarray, size: tuple[int, int], grid: int) -> "Actor":
+    def from_boxes(cls, boxes: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> "Actor":
         """From boxes `(n, 4)` of x0, y0, x1, y1 (the last two exclusive) in frames of `size` (width, height) pixels."""
         (left, top, right, bottom), (width, height) = boxes.T, size
-        rows, columns = _overlap(top, bottom, grid, height), _overlap(left, right, grid, width)
-        y, x = _centres(grid, height), _centres(grid, width)
+        rows, columns = _overlap(top, bottom, grid[0], height), _overlap(left, right, grid[1], width)
+        y, x = _centres(grid[0], height), _centres(grid[1], width)
         in_rows = (top[:, None] <= y) & (y < bottom[:, None])
         in_columns = (left[:, None] <= x) & (x < right[:, None])
         return cls(rows[:, :, None] * columns[:, None], (in_rows[:, :, None] & in_columns[:, None]).astype(float))
 
 
 def locate(attention: np.ndarray, actor: Actor) -> np.ndarray:
-    """Pointing hits and attention mass of each frame, `(n, 2)`, of maps `(n, F, F)` (or `(1, F, F)` for all frames).
+    """Pointing hits and attention mass of each frame, `(n, 2)`, of maps `(n, rows, columns)`, or one for all frames.
 
     Hit: does the point that the map points at, the centre of its largest location's cell, lie on the actor? (Pointing
     game, Zhang et al. 2018, arXiv 1608.00507, with tolerance 0.) Where several locations tie, any point of their cells
@@ -75,9 +75,9 @@ def localize(predictions: list[VideoPrediction], classes: list[str], read_actor:
             without.append(prediction.name)
             continue
         actor = Actor(actor.cells[shown], actor.centres[shown])
-        grid = actor.cells.shape[1]
-        uniform, centre = np.full((1, grid, grid), 1 / grid**2), np.zeros((1, grid, grid))
-        centre[0, grid // 2, grid // 2] = 1
+        rows, columns = actor.cells.shape[1:]
+        uniform, centre = np.full((1, rows, columns), 1 / (rows * columns)), np.zeros((1, rows, columns))
+        centre[0, rows // 2, columns // 2] = 1
         maps = (prediction.attention[shown], uniform, centre)
         scores.append([locate(each, actor).mean(axis=0) for each in maps])
         labels.append(prediction.label)
@@ -117,13 +117,13 @@ def _summarize(scores: np.ndarray) -> dict:
     }
 
 
-def _centres(grid: int, size: int) -> np.ndarray:
-    """Where the centres of `grid` equal cells lie on an axis of `size` pixels."""
-    return (np.arange(grid) + 0.5) * size / grid
+def _centres(cells: int, size: int) -> np.ndarray:
+    """Where the centres of `cells` equal cells lie on an axis of `size` pixels."""
+    return (np.arange(cells) + 0.5) * size / cells
 
 
-def _overlap(low: np.ndarray, high: np.ndarray, grid: int, size: int) -> np.ndarray:
-    """The share of each of `grid` equal cells of an axis of `size` pixels that lies in [low, high), `(n, grid)`."""
-    edges = np.arange(grid + 1) * size / grid
+def _overlap(low: np.ndarray, high: np.ndarray, cells: int, size: int) -> np.ndarray:
+    """The share of each of `cells` equal cells of an axis of `size` pixels that lies in [low, high), `(n, cells)`."""
+    edges = np.arange(cells + 1) * size / cells
     covered = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
-    return covered.clip(0) * grid / size
+    return covered.clip(0) * cells / size

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from action_attention.errors import UserError
-from action_attention.features import CUBE_SHAPE, FeatureCache
+from action_attention.features import FeatureCache
 from action_attention.localization import Actor
 from data_prep.videos import UnusableVideoError, VideoReader
 
@@ -57,7 +57,7 @@ def actor_reader(annotations: Path, videos: Path, cache: FeatureCache) -> Callab
     def read(name: str) -> Actor | None:
         if name not in names:
             return None
-        video, grid = cache.videos[name], CUBE_SHAPE[0]
+        video, grid = cache.videos[name], cache.cube_shape[:2]
         entry = np.asarray(entries[names[name]])[_source_frames(videos / name, cache, name)]
         if entry.ndim == 2 and entry.shape[1] == 4:
             return Actor.from_boxes(entry, (video.width, video.height), grid)

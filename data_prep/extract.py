@@ -6,6 +6,7 @@ Videos are taken in sorted order, `SHARD_VIDEOS` to a shard. A shard appears onl
 an extraction, the next one redoes at most the shard in hand, and the shards are those of one that was never stopped.
 """
 
+import math
 import resource
 import time
 from collections import deque
@@ -36,12 +37,13 @@ from action_attention.features import (
     write_index,
 )
 from action_attention.files import locked
-from data_prep import backbone, program
+from data_prep import program
+from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
 from data_prep.videos import UnusableVideoError, is_utf8, list_videos
 
 SHARD_VIDEOS = 64
-BATCH_SHAPE = (32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3)
+BATCH_FRAMES = 32
 QUEUE_BATCHES = 4
 
 
@@ -58,7 +60,7 @@ class VideoEnd:
 class Batch:
     """`count` frames (the rest of `frames` is padding) and the videos that end among them, each with its position."""
 
-    frames: np.ndarray = field(default_factory=lambda: np.zeros(BATCH_SHAPE, np.uint8))
+    frames: np.ndarray
     count: int = 0
     ends: list[tuple[int, VideoEnd]] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class Summary:
 def extract(
     videos: Path,
     features: Path,
-    network: backbone.Backbone,
+    network: Backbone,
     *,
     fps: float = 15.0,
     compression: str = "zstd",
@@ -99,7 +101,7 @@ def extract(
     software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin")}
     software["opencv"] = cv2.__version__
     summary, started = Summary(), time.monotonic()
-    decoder = Decoder(fps, backbone.FRAME_SIZE, decode_timeout)
+    decoder = Decoder(fps, network.input_size, decode_timeout)
     with locked(features, f"another extraction is writing to {features}; wait for it or stop it"):
         for part in features.glob("*.part"):  # that a killed one left
             part.unlink()
@@ -119,7 +121,7 @@ def extract(
         with closing(pieces), tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True) as progress:
             try:
                 for cubes, end in pieces:
-                    writer = writer or ShardWriter(next(paths), settings, software, compression)
+                    writer = writer or ShardWriter(next(paths), network.cube_shape, settings, software, compression)
                     writer.append(cubes)
                     frames += len(cubes)
                     progress.set_postfix_str(f"{frames} frames, {frames / (time.monotonic() - started):.1f} frames/s")
@@ -147,15 +149,15 @@ def extract(
     return summary
 
 
-def cache_settings(network: backbone.Backbone, fps: float) -> dict:
+def cache_settings(network: Backbone, fps: float) -> dict:
     """What a cache says of how its features were made (`features.SETTINGS`)."""
     return {
-        "backbone": "VGG16 block5_pool",
+        "backbone": network.name,
         "weights": network.weights,
         "weights_sha256": network.weights_sha256,
         "precision": network.precision,
-        "preprocessing": backbone.PREPROCESSING,
-        "resize": f"{backbone.FRAME_SIZE}x{backbone.FRAME_SIZE} bilinear",
+        "preprocessing": network.preprocessing,
+        "resize": f"{network.input_size}x{network.input_size} bilinear",
         "fps": float(fps),
     }
 
@@ -182,7 +184,8 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> I
 
     Frames that a video gave before it turned out to be unusable stay in; its `VideoEnd` says to drop them.
     """
-    batch = Batch()
+    shape = (BATCH_FRAMES, decoder.size, decoder.size, 3)
+    batch = Batch(np.zeros(shape, np.uint8))
     for group in groups:
         first_row = 0
         for name in group:
@@ -192,7 +195,7 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> I
                     batch.count += 1
                     if batch.count == len(batch.frames):
                         yield batch
-                        batch = Batch()
+                        batch = Batch(np.zeros(shape, np.uint8))
                 video = Video(*name.split("/"), first_row, **decoder.about)
                 first_row += video.frames
                 batch.ends.append((batch.count, VideoEnd(name, video)))
@@ -202,7 +205,7 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> I
         yield batch
 
 
-def _forward(network: backbone.Backbone, batches: Iterable[Batch], summary: Summary) -> Iterator[tuple]:
+def _forward(network: Backbone, batches: Iterable[Batch], summary: Summary) -> Iterator[tuple]:
     """Cubes in order, cut where a video ends, each piece with that end or None."""
     for batch in batches:
         started = time.monotonic()
@@ -270,27 +273,28 @@ def define_flags() -> None:
     flags.DEFINE_string("videos", None, "folder with one folder of video files per class", required=True)
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
     flags.DEFINE_float("fps", 15.0, "sampled frames per second (the paper's 30-frame clips are 2 s)", lower_bound=0.1)
-    flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a Keras weights file of VGG16")
+    flags.DEFINE_string("backbone", "vgg16", "vgg16, a network of keras.applications (ResNet50V2) or one of your own")
+    flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a Keras weights file of the backbone")
     flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be had, say so and use random ones")
     flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
-    flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto asks the processor")
+    flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
 
 
 def main() -> None:
     args = flags.FLAGS
     try:
-        network = backbone.build_backbone(args.weights, args.precision)
+        network = build_backbone(args.backbone, args.weights, args.precision)
     except UserError as error:
         if not (args.fall_back_to_random and args.weights == "imagenet"):
             raise
+        network = build_backbone(args.backbone, "random", args.precision)
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
-        network = backbone.build_backbone("random", args.precision)
     features = Path(args.features)
     done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression,
                    decode_timeout=args.decode_timeout)  # fmt: skip
     cache = FeatureCache(features)
-    raw = cache.frames * 7 * 7 * 512 * 2
+    raw = cache.frames * math.prod(cache.cube_shape) * 2
     if done.videos:
         print(
             f"extracted {done.videos} videos ({done.rejected} rejected), {done.frames} frames in {done.seconds:.0f} s: "

@@ -63,13 +63,13 @@ class VideoReader:
         size: side of the square that frames are resized to (pixels, bilinear, aspect ratio not kept as in the paper);
             None keeps the file's own size.
 
-    Yields RGB frames, uint8 `(size, size, 3)`. `info` is complete once the iterator is exhausted.
+    Yields RGB frames, uint8 `(height, width, 3)`. `info` is complete once the iterator is exhausted.
 
     Raises:
         UnusableVideoError: the file cannot be opened, or no frame of it can be decoded.
     """
 
-    def __init__(self, path: Path, fps: float, size: int | None = 224):
+    def __init__(self, path: Path, fps: float, size: int | None = None):
         self.path, self.fps, self.size = Path(path), fps, size
         if not is_utf8(str(path)):  # OpenCV crashes
             raise UnusableVideoError("its name is not UTF-8; rename it")

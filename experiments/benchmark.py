@@ -46,10 +46,10 @@ from absl import flags, logging
 
 from action_attention.clips import Clips, class_names
 from action_attention.evaluation import predict_videos
-from action_attention.features import CUBE_SHAPE, FeatureCache, write_json
+from action_attention.features import FeatureCache, write_json
 from action_attention.training import TrainConfig, choose_threads, compile_model, new_model, train
 from data_prep import program
-from data_prep.backbone import FRAME_SIZE, Backbone, build_backbone
+from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
 from data_prep.extract import Batch, decode_batches, extract
 from data_prep.sample import make_sample
@@ -107,7 +107,7 @@ class Bench:
 
     @cached_property
     def network(self) -> Backbone:
-        return build_backbone(self.weights)
+        return build_backbone(weights=self.weights)
 
     @cached_property
     def names(self) -> list[str]:
@@ -115,7 +115,7 @@ class Bench:
 
     def batches(self) -> Iterator[Batch]:
         """Batches of their frames."""
-        with closing(Decoder(FPS, FRAME_SIZE)) as decoder:
+        with closing(Decoder(FPS, self.network.input_size)) as decoder:
             yield from decode_batches(self.videos, [self.names], decoder)
 
     @cached_property
@@ -173,7 +173,7 @@ def network(bench: Bench) -> list[Row]:
 
 def precision(bench: Bench) -> list[Row]:
     """bfloat16 cubes beside float32 ones of the same frames."""
-    exact = build_backbone(bench.weights, "float32")
+    exact = build_backbone(weights=bench.weights, precision="float32")
     cosines = []
     for batch in islice(bench.batches(), 4):
         a, b = (
@@ -190,7 +190,7 @@ def accuracy(bench: Bench) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for name, found in right.items():
             features = Path(folder) / name
-            extract(bench.videos, features, build_backbone(bench.weights, name), fps=SHORT_FPS)
+            extract(bench.videos, features, build_backbone(weights=bench.weights, precision=name), fps=SHORT_FPS)
             cache = FeatureCache(features)
             for seed in range(5):
                 split = make_split(make_tags(sorted(cache.videos), seed), "source", seed)
@@ -233,7 +233,8 @@ def lstm_step(bench: Bench) -> list[Row]:
         "float32": fitted("alstm", config, constant),
         "bfloat16": fitted("alstm", bench.config("alstm", mixed_precision=True), constant),
     }
-    make = partial(peers.torch_alstm_step, CLASSES, 512, config.dropout, config.attention_penalty, config.learning_rate)
+    make = partial(peers.torch_alstm_step, features.shape[2:], CLASSES, 512, config.dropout, config.attention_penalty,
+                   config.learning_rate)  # fmt: skip
     for name, compiled in (("eager", False), ("compiled", True)):
         step = make(compiled=compiled)
         contest[name] = lambda step=step: [step(features, labels) for _ in range(STEPS)]
@@ -333,7 +334,8 @@ def step_with_network(videos: Path, weights: str, clip_length: int) -> float:
 
     The network has all cores, as it has in extraction. The first step, which traces, does not count.
     """
-    exact, cubes = build_backbone(weights, "float32"), np.zeros((16, clip_length, *CUBE_SHAPE), np.float32)
+    exact = build_backbone(weights=weights, precision="float32")
+    cubes = np.zeros((16, clip_length, *exact.cube_shape), np.float32)
     config = TrainConfig.for_model("alstm", clip_length=clip_length)
     model = new_model(config, CLASSES)
     compile_model(model, config, 1)
@@ -342,7 +344,7 @@ def step_with_network(videos: Path, weights: str, clip_length: int) -> float:
     for _ in range(2):
         started = time.perf_counter()
         for row, name in enumerate(spread(videos)[:16]):
-            frames = read_frames(videos / name, FPS, FRAME_SIZE)[:clip_length]
+            frames = read_frames(videos / name, FPS, exact.input_size)[:clip_length]
             cubes[row, : len(frames)] = exact.model.predict_on_batch(frames)
         model.train_on_batch({"features": cubes, "mask": mask}, targets)
     return time.perf_counter() - started
@@ -390,7 +392,7 @@ def memory(bench: Bench) -> list[Row]:
 def extraction_memory(videos: Path, weights: str, count: int) -> float:
     """Peak MiB of extracting so many videos, few frames of each."""
     with tempfile.TemporaryDirectory() as folder:
-        extract(videos, Path(folder), build_backbone(weights), fps=SHORT_FPS, names=list_videos(videos)[:count])
+        extract(videos, Path(folder), build_backbone(weights=weights), fps=SHORT_FPS, names=list_videos(videos)[:count])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -408,7 +410,7 @@ def training_memory(features: Path, clip_length: int, count: int) -> float:
 
 def size(bench: Bench) -> list[Row]:
     """Size of the cache beside raw float16, and how fast one core reads it."""
-    raw = bench.cache.frames * math.prod(CUBE_SHAPE) * 2
+    raw = bench.cache.frames * math.prod(bench.cache.cube_shape) * 2
     speeds = []
     for _ in range(bench.rounds):
         started = time.perf_counter()
@@ -487,7 +489,7 @@ def main() -> None:
         features = Path(args.features or Path(folder) / "features")
         bench = Bench(videos, features, args.rounds, args.weights, args.clip_length)
         if not args.features:
-            extract(videos, features, build_backbone(args.weights), fps=FPS)
+            extract(videos, features, build_backbone(weights=args.weights), fps=FPS)
         print("| stage | against | measured | goal | met |\n|---|---|---|---|---|")
         for name in args.stages:
             try:

@@ -7,20 +7,19 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from action_attention.layers import maps
 from keras import ops
 
-from action_attention.features import CUBE_SHAPE
-from action_attention.layers import maps
 from action_attention.models import ConvALSTM
-from data_prep import backbone
+from data_prep.backbones import build_backbone
 from data_prep.videos import read_frames
 
 
 def one_thread_loop(videos: Path, names: list[str], fps: float) -> int:
     """Extraction as most write it: decode a video, `predict` it in float32, next one. Returns the frames."""
-    network, frames = backbone.build_backbone(precision="float32").model, 0
+    network, frames = build_backbone(precision="float32"), 0
     for name in names:
-        frames += len(network.predict(read_frames(videos / name, fps, backbone.FRAME_SIZE), verbose=0))
+        frames += len(network.model.predict(read_frames(videos / name, fps, network.input_size), verbose=0))
     return frames
 
 
@@ -28,10 +27,11 @@ def openvino_network(weights: str) -> Callable[[np.ndarray], np.ndarray]:
     """The network in OpenVINO, computing in bfloat16. Raises ImportError."""
     import openvino  # noqa: PLC0415 - an optional peer
 
+    network = build_backbone(weights=weights, precision="float32")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        backbone.build_backbone(weights, "float32").model.export(folder, verbose=False)
+        network.model.export(folder, verbose=False)
         model = openvino.convert_model(folder)
-    model.reshape([32, backbone.FRAME_SIZE, backbone.FRAME_SIZE, 3])
+    model.reshape([32, network.input_size, network.input_size, 3])
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     return lambda frames: next(iter(compiled(frames).values()))
 
@@ -73,9 +73,9 @@ class PlainCore(keras.layers.Layer):
 
 
 def torch_alstm_step(
-    classes: int, units: int, dropout: float, attention_penalty: float, learning_rate: float, compiled: bool
+    cube_shape: tuple, classes: int, units: int, dropout: float, penalty: float, learning_rate: float, compiled: bool
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A training step of ALSTM in PyTorch: features `(B, T, 7, 7, 512)` and labels `(B, T)` of whole clips -> the loss.
+    """A training step of ALSTM in PyTorch: features `(B, T, H, W, D)` and labels `(B, T)` of whole clips -> the loss.
 
     The same layers, sizes, dropout, loss and optimizer as `models.ALSTM`. Raises ImportError.
     """
@@ -83,14 +83,14 @@ def torch_alstm_step(
     from torch import nn  # noqa: PLC0415
     from torch.nn import functional  # noqa: PLC0415
 
-    side, _, channels = CUBE_SHAPE
+    height, width, channels = cube_shape
 
     class ALSTM(nn.Module):
         def __init__(self):
             super().__init__()
             self.initial_hidden, self.initial_cell = nn.Linear(channels, units), nn.Linear(channels, units)
             self.from_frame, self.from_hidden = nn.Linear(channels, units), nn.Linear(units, units, bias=False)
-            self.to_scores = nn.Linear(units, side * side)
+            self.to_scores = nn.Linear(units, height * width)
             self.cell, self.classifier = nn.LSTMCell(channels, units), nn.Linear(units, classes)
             self.dropout = nn.Dropout(dropout)
 
@@ -117,10 +117,10 @@ def torch_alstm_step(
         cube = torch.from_numpy(features).float().flatten(2, 3)
         logits, attention = forward(cube)
         entropy = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).long().flatten())
-        penalty = attention_penalty / cube.shape[1] * (1 - attention.sum(1)).square().sum(1).mean()
+        unattended = penalty / cube.shape[1] * (1 - attention.sum(1)).square().sum(1).mean()
         optimizer.zero_grad()
-        (entropy + penalty).backward()
+        (entropy + unattended).backward()
         optimizer.step()
-        return float((entropy + penalty).detach())
+        return float((entropy + unattended).detach())
 
     return step

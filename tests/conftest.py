@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from action_attention.features import FeatureCache
-from data_prep.backbone import Backbone
+from data_prep.backbones import Backbone
 from data_prep.extract import extract
 
 CLASSES = ("leap", "nod", "spin")
@@ -44,7 +44,7 @@ def small_network() -> Backbone:
     kernel = keras.initializers.RandomNormal(seed=0)
     cubes = keras.layers.Dense(512, "relu", kernel_initializer=kernel)(pooled)
     model = keras.Model(frames, keras.ops.cast(cubes, "float16"))
-    return Backbone(model, "random", "0" * 64, "float32")
+    return Backbone("VGG16 stand-in", model, "scaled to 0..1", "random", "0" * 64, "float32")
 
 
 def pytest_addoption(parser):

@@ -5,6 +5,7 @@ import pytest
 
 from action_attention.clips import Clip, Clips, class_names, cut_clips
 from action_attention.errors import UserError
+from action_attention.features import ArrayFeatures
 from action_attention.losses import PADDING
 
 
@@ -109,3 +110,25 @@ def test_mirroring_turns_half_of_the_clips_anew_in_each_epoch_and_nothing_else(c
         epochs.append((plain, drawn))
     both = batches(range(0, 2), True)[0]
     np.testing.assert_array_equal(both, np.concatenate([epochs[0][1], epochs[1][1]]))
+
+
+def test_features_in_memory_give_the_clips_of_a_cache(cache):
+    names = sorted(cache.videos)
+    arrays = ArrayFeatures({name: cache.read(name) for name in names})
+    for in_memory in (True, False, None):
+        ours, theirs = (Clips(each, names, class_names(names), 6, 4, in_memory=in_memory) for each in (arrays, cache))
+        for one, other in zip(ours.load(np.arange(len(ours))), theirs.load(np.arange(len(theirs))), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(UserError, match=r"the dictionary of features lacks 1 videos that are asked for: leap/absent"):
+        Clips(arrays, ["leap/absent"], ["leap"], 6)
+
+
+def test_batches_have_the_shape_of_the_cubes():
+    random = np.random.default_rng(0)
+    arrays = ArrayFeatures({f"a/{frames}": random.random((frames, 5, 6, 24)) for frames in (3, 9)})
+    clips = Clips(arrays, ["a/3", "a/9"], ["a"], 6)
+    inputs, _ = clips.batches(4).element_spec
+    assert inputs["features"].shape.as_list() == [None, 6, 5, 6, 24]
+    ((batch, _),) = clips.batches(4)
+    np.testing.assert_array_equal(batch["features"][0, :3], arrays.read("a/3"))
+    np.testing.assert_array_equal(batch["features"][2], arrays.read("a/9", 3, 9))

@@ -12,12 +12,17 @@ import time
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from conftest import SPOILT, write_video
 
+from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import HEAD_BYTES, FeatureCache
+from action_attention.registry import register_backbone
+from data_prep.annotations import actor_reader
+from data_prep.backbones import Backbone, build_backbone
 from data_prep.extract import extract, in_background
 from data_prep.videos import read_frames
 
@@ -257,3 +262,65 @@ def test_background_iteration_keeps_order_and_raises_where_it_is_consumed():
     with pytest.raises(OSError, match="disk gone"):
         consume()
     assert seen == list(range(50))
+
+
+def test_a_backbone_of_ones_own_goes_through_to_clips_in_its_own_shapes(tmp_path, videos, monkeypatch):
+    """Frames of 30 x 30 pixels, cubes of 5 x 6 x 24, in a cache that says so and on clips and grids."""
+    monkeypatch.setattr("action_attention.registry._backbones", {})
+
+    @register_backbone("tiny")
+    def build(weights, precision):
+        frames = keras.Input((30, 30, 3), dtype="uint8")
+        pooled = keras.layers.AveragePooling2D((6, 5))(keras.layers.Rescaling(1 / 255)(frames))
+        cubes = keras.layers.Dense(24, kernel_initializer=keras.initializers.RandomNormal(seed=0))(pooled)
+        model = keras.Model(frames, keras.ops.cast(cubes, "float16"))
+        return Backbone("tiny map", model, "none", weights, "0" * 64, "float32")
+
+    network = build_backbone("tiny", "random")
+    extract(videos, tmp_path, network, shard_videos=5)
+    cache = FeatureCache(tmp_path)
+    assert cache.cube_shape == (5, 6, 24)
+    assert {key: cache.settings[key] for key in ("backbone", "preprocessing", "resize")} == {
+        "backbone": "tiny map", "preprocessing": "none", "resize": "30x30 bilinear"}  # fmt: skip
+    for name in sorted(cache.videos)[::4]:
+        np.testing.assert_allclose(cache.read(name), network(read_frames(videos / name, 15.0, 30)), atol=1e-3)
+    name = max(cache.videos, key=lambda n: cache.videos[n].frames)
+    clips = Clips(cache, [name], [name.split("/")[0]], 6)
+    ((batch, _),) = clips.batches(len(clips))
+    assert batch["features"].shape == (len(clips), 6, 5, 6, 24)
+    np.testing.assert_array_equal(batch["features"][0], cache.read(name, 0, 6))
+    (tmp_path / "boxes.json").write_text(json.dumps({name: [[0, 0, 9, 9]] * cache.videos[name].decoded_frames}))
+    actor = actor_reader(tmp_path / "boxes.json", videos, cache)(name)
+    assert actor.cells.shape == actor.centres.shape == (cache.videos[name].frames, 5, 6)
+    cache.close()
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "MobileNet"])
+def test_random_weights_stand_in_only_where_imagenets_cannot_be_had(tmp_path, backbone):
+    """Without a network: in a process that cannot download, with and without the flag, and with a wrong name."""
+    write_video(tmp_path / "videos" / "wave" / "a.avi", 2)
+    code = (
+        "import sys\nimport data_prep.extract as e\nfrom data_prep.backbones import applications, vgg16\n"
+        "def no(*_):\n    raise OSError('no route to host')\n"
+        "applications.download = vgg16.download = vgg16._from_mirror = no\n"
+        "e.program.run(e.main, e.define_flags)"
+    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, f"--videos={tmp_path}/videos", f"--features={tmp_path}/features"]
+        return subprocess.run([*command, *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True,
+                              env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, check=False)  # fmt: skip
+
+    refused = run(f"--backbone={backbone}")
+    assert refused.returncode == 1
+    assert "ImageNet weights could not be had" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    unknown = run("--backbone=nix", "--fall_back_to_random")
+    assert (unknown.returncode, "RANDOM" in unknown.stdout) == (1, False)
+    assert "there is no backbone nix" in unknown.stderr
+    done = run(f"--backbone={backbone}", "--fall_back_to_random")
+    assert done.returncode == 0, done.stderr
+    assert "RANDOM WEIGHTS ARE USED INSTEAD" in done.stdout
+    cache = FeatureCache(tmp_path / "features")
+    assert (cache.settings["weights"], cache.settings["backbone"].split()[0].lower()) == ("random", backbone.lower())
+    assert f"1 frames, {cache.file_bytes / 1e6:.0f} MB" in done.stdout

@@ -28,7 +28,8 @@ from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, load_model, read_predictions
 from action_attention.features import SETTINGS, FeatureCache
 from action_attention.training import TrainConfig, new_model, train
-from data_prep import backbone, hmdb51
+from data_prep import hmdb51
+from data_prep.backbones import build_backbone
 from data_prep.hmdb51 import unpack
 from data_prep.splits import make_split, make_tags, read_lists
 from experiments import report
@@ -359,7 +360,7 @@ def test_model_and_array_files_that_carry_code(run_dir, cache, split, tmp_path, 
     weights = tmp_path / "vgg.h5"
     weights.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(UserError, match="holds no weights of VGG16"):
-        backbone.load_weights(str(weights))
+        build_backbone(weights=str(weights))
     refused += 5
     assert not canary.exists()
     np.load(frames, allow_pickle=True)

@@ -13,6 +13,7 @@ from action_attention.errors import UserError
 from action_attention.features import (
     FILTERS,
     HEAD_BYTES,
+    ArrayFeatures,
     DamagedError,
     FeatureCache,
     Shard,
@@ -28,19 +29,22 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def sparse_cubes(frames, seed=0):
+CUBE = (7, 7, 512)
+
+
+def sparse_cubes(frames, seed=0, cube=CUBE):
     """Like pool5: 90 % zeros, values up to 400."""
     random = np.random.default_rng(seed)
-    shape = (frames, 7, 7, 512)
+    shape = (frames, *cube)
     return (random.uniform(0, 400, shape) * (random.random(shape) < 0.1)).astype(np.float16)
 
 
-def write_shard(path, lengths, settings=SETTINGS, compression="zstd", prefix="v"):
-    writer = ShardWriter(path, settings, {"numpy": "2"}, compression)
+def write_shard(path, lengths, settings=SETTINGS, compression="zstd", prefix="v", cube=CUBE):
+    writer = ShardWriter(path, cube, settings, {"numpy": "2"}, compression)
     for index, frames in enumerate(lengths):
         file_name, row, source = f"{prefix}{index}.avi", writer.rows, 2 * frames
         video = Video("wave", file_name, row, frames, 30.0, 15.0, source, source, 320, 240, 9, "")
-        writer.append(sparse_cubes(frames, index))
+        writer.append(sparse_cubes(frames, index, cube))
         writer.add_video(video)
     writer.commit()
 
@@ -75,7 +79,7 @@ def test_gzip_shards_need_no_plugin(tmp_path):
 
 def test_a_shard_has_its_final_name_only_once_committed(tmp_path):
     path = tmp_path / "shard-00000.h5"
-    writer = ShardWriter(path, SETTINGS, {})
+    writer = ShardWriter(path, CUBE, SETTINGS, {})
     writer.append(sparse_cubes(3))
     assert not path.exists()
     writer.discard()
@@ -117,7 +121,7 @@ def test_shards_of_earlier_versions_which_have_no_head_are_read_and_verified(fol
 
 def test_cubes_of_a_rejected_video_are_dropped(tmp_path):
     def write(path, bad):
-        writer = ShardWriter(path, SETTINGS, {})
+        writer = ShardWriter(path, CUBE, SETTINGS, {})
         for index in range(3):
             if bad:
                 writer.append(sparse_cubes(13, 7))
@@ -225,3 +229,40 @@ def test_fingerprint_tells_features_apart(folder, tmp_path_factory):
     write_shard(other / "shard-00001.h5", [6], prefix="w")
     write_index(other, [Shard(path) for path in sorted(other.glob("*.h5"))], other, complete=True)
     assert FeatureCache(folder).fingerprint != FeatureCache(other).fingerprint
+
+
+def test_cubes_of_any_shape_are_stored_and_read(tmp_path):
+    write_shard(tmp_path / "shard-00000.h5", [3, 11], cube=(5, 6, 24))
+    write_index(tmp_path, [Shard(tmp_path / "shard-00000.h5")], tmp_path, complete=True)
+    cache = FeatureCache(tmp_path)
+    assert cache.cube_shape == (5, 6, 24)
+    np.testing.assert_array_equal(cache.read("wave/v1.avi", 4, 9), sparse_cubes(11, 1, (5, 6, 24))[4:9])
+
+
+def test_room_is_reserved_for_what_hdf5_writes_anew_of_large_cubes(tmp_path, monkeypatch):
+    """An append may move the chunk that it fills and start another: so much is reserved beside the cubes themselves."""
+    reserved = []
+    monkeypatch.setattr("action_attention.features.os.posix_fallocate", lambda *arguments: reserved.append(arguments))
+    cube = (48, 48, 256)  # 1.2 MB; 9.4 MB a chunk
+    writer = ShardWriter(tmp_path / "shard-00000.h5", cube, SETTINGS, {})
+    noise = np.random.default_rng(0).integers(0, 2**16, (9, *cube), np.uint16).view(np.float16)  # nothing packs it
+    for frames in (7, 9, 1):
+        size = writer._file.id.get_filesize()
+        writer.append(noise[:frames])
+        assert reserved[-1][1:] >= (0, size + (frames + 2 * 8) * noise[0].nbytes)
+        assert reserved[-1][2] >= writer._file.id.get_filesize()
+    writer.discard()
+
+
+def test_shards_with_other_cubes_are_refused(folder):
+    write_shard(folder / "shard-00002.h5", [4], prefix="x", cube=(5, 6, 24))
+    sentence = r"shard-00002\.h5 has cubes \(5, 6, 24\), .*shard-00000\.h5 has \(7, 7, 512\); remove one"
+    with pytest.raises(UserError, match=sentence):
+        FeatureCache(folder)
+
+
+@pytest.mark.parametrize("arrays", [{}, {"a/b": np.zeros((3, 4, 5))}, {"a/b": np.zeros((0, 2, 2, 4))},
+                                    {"a/b": np.zeros((3, 2, 2, 4)), "a/c": np.zeros((3, 2, 3, 4))}])  # fmt: skip
+def test_arrays_that_are_no_features_are_refused(arrays):
+    with pytest.raises(UserError, match="features must be"):
+        ArrayFeatures(arrays)

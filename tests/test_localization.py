@@ -20,7 +20,7 @@ def spots(*locations):
 
 
 def one_box(*box, size=(70, 70)):
-    return Actor.from_boxes(np.array([box], float), size, 7)
+    return Actor.from_boxes(np.array([box], float), size, (7, 7))
 
 
 def random_boxes(count, width, height, seed=0):
@@ -42,8 +42,8 @@ def test_boxes_and_masks_agree(width, height):
     """Also where cells do not end with pixels."""
     boxes = random_boxes(200, width, height)
     of_boxes, of_masks = (
-        Actor.from_boxes(boxes, (width, height), 7),
-        Actor.from_masks(masks_of(boxes, width, height), 7),
+        Actor.from_boxes(boxes, (width, height), (7, 7)),
+        Actor.from_masks(masks_of(boxes, width, height), (7, 7)),
     )
     np.testing.assert_allclose(of_boxes.cells, of_masks.cells, atol=1e-12)
     np.testing.assert_array_equal(of_boxes.centres, of_masks.centres)
@@ -55,7 +55,9 @@ def test_uniform_attention_scores_the_actors_share_of_the_frame_in_both(width, h
     masks = np.random.default_rng(0).random((5, height, width)) < 0.2
     area = masks.mean(axis=(1, 2))
     for uniform in (UNIFORM, UNIFORM.astype(np.float32)):
-        np.testing.assert_allclose(locate(uniform, Actor.from_masks(masks, 7)), np.stack([area, area], 1), rtol=1e-6)
+        np.testing.assert_allclose(
+            locate(uniform, Actor.from_masks(masks, (7, 7))), np.stack([area, area], 1), rtol=1e-6
+        )
 
 
 def test_a_peak_on_the_actor_scores_one_and_off_it_nothing():
@@ -75,7 +77,7 @@ def test_a_half_covered_cell_is_hit_if_its_centre_is_covered():
 def test_pixels_of_a_mask_may_be_covered_in_part():
     masks = np.zeros((1, 7, 7))
     masks[0, 3, 3] = 0.25
-    assert locate(spots((3, 3)), Actor.from_masks(masks, 7)).tolist() == [[0.25, 0.25]]
+    assert locate(spots((3, 3)), Actor.from_masks(masks, (7, 7))).tolist() == [[0.25, 0.25]]
 
 
 def test_tied_locations_are_hit_by_the_share_of_their_area_on_the_actor():
@@ -94,8 +96,8 @@ def test_videos_count_once_beside_their_baselines_and_by_class():
     """Two videos: one of 3 frames looks at the actor, who is at the centre; one of 1 frame does not find it."""
     box = (30, 30, 40, 40)
     actors = {
-        "a/1": Actor.from_boxes(np.array([box] * 3), (70, 70), 7),
-        "b/1": Actor.from_boxes(np.array([(0, 0, 10, 20)]), (70, 70), 7),
+        "a/1": Actor.from_boxes(np.array([box] * 3), (70, 70), (7, 7)),
+        "b/1": Actor.from_boxes(np.array([(0, 0, 10, 20)]), (70, 70), (7, 7)),
     }
     predictions = [
         VideoPrediction("a/1", 0, None, spots((3, 3), (3, 3), (0, 0))),
@@ -121,7 +123,7 @@ def test_videos_count_once_beside_their_baselines_and_by_class():
 def test_frames_and_videos_without_an_actor_do_not_count_and_are_told():
     masks = np.ones((3, 14, 14), bool)
     masks[1:] = False
-    actors = {"a/half": Actor.from_masks(masks, 7), "a/empty": Actor.from_masks(masks[1:], 7)}
+    actors = {"a/half": Actor.from_masks(masks, (7, 7)), "a/empty": Actor.from_masks(masks[1:], (7, 7))}
     names = {"a/half": 3, "a/empty": 2, "a/unknown": 4}
     predictions = [VideoPrediction(name, 0, None, np.repeat(UNIFORM, frames, 0)) for name, frames in names.items()]
     found = localize(predictions, ["a"], actors.get)
@@ -138,3 +140,26 @@ def test_the_interval_of_a_mean_is_students():
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean_interval95(values) == pytest.approx([expected.low, expected.high])
     assert mean_interval95(values[:1]) is None
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 6), (6, 5), (2, 8)])
+def test_a_grid_need_not_be_square(rows, columns):
+    """Cells of 10 x 10 pixels; the actor covers the two cells of the last row's right end, and half of the middle."""
+    width, height, middle = 10 * columns, 10 * rows, (rows // 2, columns // 2)
+    boxes = np.array([(width - 20, height - 10, width, height), [10 * middle[1], 10 * middle[0], 0, 0]])
+    boxes[1, 2:] = boxes[1, :2] + (10, 5)
+    actor = Actor.from_boxes(boxes, (width, height), (rows, columns))
+    expected = np.zeros((2, rows, columns))
+    expected[0, -1, -2:] = 1
+    expected[(1, *middle)] = 0.5
+    np.testing.assert_allclose(actor.cells, expected)
+    of_masks = Actor.from_masks(masks_of(boxes, width, height), (rows, columns))
+    np.testing.assert_allclose(of_masks.cells, expected, atol=1e-12)
+    np.testing.assert_array_equal(of_masks.centres, actor.centres)
+    maps = np.zeros((2, rows, columns))
+    maps[:, -1, -1] = 1
+    found = localize([VideoPrediction("a/1", 0, None, maps)], ["a"], lambda _: actor)
+    cells = rows * columns
+    assert found["mass"] == pytest.approx({
+        "attention": 1 / 2, "uniform": (2 / cells + 0.5 / cells) / 2, "centre": 0.5 / 2, "attention_ci95": None,
+        "above_uniform_ci95": None, "above_centre_ci95": None})  # fmt: skip

