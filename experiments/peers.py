@@ -7,9 +7,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from action_attention.layers import maps
 from keras import ops
 
+from action_attention.layers import maps
 from action_attention.models import ConvALSTM
 from data_prep.backbones import build_backbone
 from data_prep.videos import read_frames
