@@ -2,9 +2,9 @@
 
 import csv
 import io
-import json
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import keras
@@ -12,17 +12,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import log_softmax
 
-from action_attention import models  # registers the classes that a saved model names
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
-from action_attention.localization import localize
+from action_attention.localization import Actor, localize
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
 from action_attention.overlays import gallery
+from action_attention.runs import Run
 
-SUBSETS = ("train", "validation", "test")
 GALLERY_VIDEOS = 6
-RUN_SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
 
 
 def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[VideoPrediction]:
@@ -55,71 +53,14 @@ def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[Vi
     return predictions
 
 
-def read_run(run_dir: Path, *, of_frames: bool = True, finished: bool = False) -> tuple[dict, dict[str, list[str]]]:
-    """`run.json` and the lists of videos by subset.
-
-    Raises UserError if there is no run, if a newer version made it, with `of_frames` if its model decides on whole
-    videos, and with `finished` if its training has not come to its end.
-    """
-    try:
-        run, split = (json.loads((run_dir / name).read_text()) for name in ("run.json", "split.json"))
-        model, schema = run["config"]["model"], run.get("schema_version", 1)
-    except OSError as error:
-        raise UserError(f"{run_dir} holds no training run ({error}); make one with `make train`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run_dir}: run.json or split.json is damaged ({error}); train again elsewhere") from error
-    if schema > RUN_SCHEMA_VERSION:
-        raise UserError(
-            f"{run_dir} is a run of schema {schema}, this version reads up to {RUN_SCHEMA_VERSION}; use the version "
-            f"that made it: {made_by(run)}"
-        )
-    if of_frames and model not in models.MODEL_NAMES:
-        raise UserError(
-            f"{run_dir} is a run of {model}, which decides on whole videos and says nothing of their frames: it was "
-            "evaluated as it was made, and `python -m experiments.table` shows it"
-        )
-    if finished and "best" not in run:
-        raise UserError(f"{run_dir} is in training or was stopped in it; go on with --resume, then evaluate it")
-    return run, split
-
-
-def made_by(run: dict) -> str:
-    """The versions that made a run, for a sentence about one that cannot be read."""
-    versions = [f"{package} {number}" for package, number in run.get("versions", {}).items()]
-    return ", ".join([f"git {run.get('git', 'unknown')[:12]}", *versions])
-
-
-def load_model(run_dir: Path) -> keras.Model:
-    """A run's best model. Raises UserError if there is none yet, it cannot be read, or it is not the run's."""
-    run, _ = read_run(run_dir)
-    path = run_dir / "model.keras"
-    if not path.is_file():
-        raise UserError(f"{run_dir} holds no model.keras yet; let at least one epoch of `make train` finish")
-    try:
-        # safe mode: nothing in the file is run as code
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever its parts raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"{path} cannot be read as a model of this version, with Keras {version('keras')} ({reason}); it was made "
-            f"by {made_by(run)}: use that, or train again"
-        ) from error
-    settings = model.get_config() if isinstance(model, models.ActionModel) else {}
-    wanted = {"name": run["config"]["model"], "classes": len(run["classes"])}
-    wanted |= {key: value for key, value in run["config"].items() if key in settings}
-    for key, value in wanted.items():
-        if settings.get(key) != value:
-            raise UserError(
-                f"{path} is not this run's model: it has {key}={settings.get(key)}, run.json says {key}={value}; put "
-                "back the file that belongs here, or train again"
-            )
-    model.compile(jit_compile=False)
-    return model
-
-
 def evaluate(
-    run_dir: Path, cache: FeatureCache, subset: str = "test", vote: str | None = None, read_frames=None, read_actor=None
-) -> dict:
+    run_dir: Path,
+    cache: FeatureCache,
+    subset: str = "test",
+    vote: str | None = None,
+    read_frames: Callable[[str], np.ndarray | None] | None = None,
+    read_actor: Callable[[str], Actor | None] | None = None,
+) -> dict[str, Any]:
     """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
 
     Args:
@@ -138,72 +79,53 @@ def evaluate(
     Raises:
         UserError: the run, the cache and the subset do not fit together.
     """
-    run, split = read_run(run_dir, finished=True)
-    model = load_model(run_dir)
-    for key, value in run["cache"]["settings"].items():
+    run = Run.open(run_dir, finished=True)
+    model, config, names = run.model(), run.config, run.split[subset]
+    for key, value in run.features.items():
         if key != "weights" and cache.settings.get(key) != value:
             raise UserError(
                 f"{cache.folder} has {key}={cache.settings.get(key)}, but {run_dir} was trained with {key}={value}; "
                 "give --features the cache that it was trained on, or one that was extracted alike"
             )
-    if not split[subset]:
+    if not names:
         raise UserError(f"{run_dir} has no {subset} videos")
-    config = run["config"]
-    clips = Clips(cache, split[subset], run["classes"], config["clip_length"], config["clip_stride"], in_memory=False)
-    predictions = predict_videos(model, clips, config["batch_size"])
+    training = config.training
+    clips = Clips(cache, names, run.classes, training.clip_length, training.clip_stride, in_memory=False)
+    predictions = predict_videos(model, clips, training.batch_size)
     metrics = {
-        "dataset": run["dataset"],
-        "split": run["split"],
-        "validation": run["validation"],
+        "dataset": run.about["dataset"],
+        "split": run.about["split"],
+        "validation": run.about["validation"],
         "subset": subset,
-        "model": config["model"],
-        "seed": config["seed"],
-        "weights": run["cache"]["settings"]["weights"],
-        **summarize(predictions, run["classes"], vote or config["vote"]),
+        "model": config.model,
+        "seed": training.seed,
+        "weights": run.features["weights"],
+        **summarize(predictions, run.classes, vote or training.vote),
     }
     if read_actor:
-        metrics["localization"] = localize(predictions, run["classes"], read_actor)
-    output = run_dir / "eval" / subset
-    output.mkdir(parents=True, exist_ok=True)
-    frames_path = output / "frames.npz"
-    frames_path.unlink(missing_ok=True)  # it comes last: where it is, all files are of one evaluation
-    write_json(output / "metrics.json", metrics)
-    _write_predictions(output / "predictions.csv", predictions, run["classes"], metrics["vote"])
-    (output / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), run["classes"]))
-    picture = draw_gallery(predictions, run["classes"], metrics["vote"], read_frames)
-    if picture is not None:
-        (output / "attention.png").write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1])
-    _write_frames(frames_path, predictions)
+        metrics["localization"] = localize(predictions, run.classes, read_actor)
+    write_evaluation(run.evaluation(subset), metrics, predictions, run.classes, read_frames)
     return metrics
 
 
-def read_predictions(run_dir: Path, subset: str = "test") -> list[VideoPrediction]:
-    """What `evaluate` predicted, read back from `predictions.csv` and `frames.npz`, in their order; float32.
-
-    Raises:
-        UserError: the subset has not been evaluated, or the two files do not fit together.
-    """
-    run, _ = read_run(run_dir)
-    folder, remedy = run_dir / "eval" / subset, f'`make eval RUN_DIR={run_dir} ARGS="--subset={subset}"`'
-    if not (folder / "frames.npz").is_file():
-        raise UserError(f"{folder} holds no frames.npz, where an evaluation keeps each frame; make it with {remedy}")
-    try:
-        with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            rows = [
-                (row["video"], run["classes"].index(row["label"]), int(row["frames"])) for row in csv.DictReader(file)
-            ]
-        with (folder / "frames.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            attention, probabilities = arrays["attention"], arrays["probabilities"]
-        ends = np.cumsum([frames for *_, frames in rows])
-        expected = (ends[-1], len(run["classes"]))
-        if probabilities.shape != expected or attention.shape[:1] != expected[:1] or attention.ndim != 3:
-            raise ValueError(f"{expected[0]} frames of {expected[1]} classes expected, not {probabilities.shape}")
-    except Exception as error:  # NumPy raises whatever its parts raise
-        raise UserError(
-            f"the files in {folder} do not fit together ({error}); make them again with {remedy}"
-        ) from error
-    parts = zip(rows, np.split(probabilities, ends[:-1]), np.split(attention, ends[:-1]), strict=True)
-    return [VideoPrediction(name, label, of_class, where) for (name, label, _), of_class, where in parts]
+def write_evaluation(
+    folder: Path,
+    metrics: dict[str, Any],
+    predictions: list[VideoPrediction],
+    classes: list[str],
+    read_frames: Callable[[str], np.ndarray | None] | None = None,
+) -> None:
+    """The files of `eval/<subset>/`, which `Run.metrics` and `Run.predictions` read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames_path = folder / "frames.npz"
+    frames_path.unlink(missing_ok=True)  # it comes last: where it is, all files are of one evaluation
+    write_json(folder / "metrics.json", metrics)
+    _write_predictions(folder / "predictions.csv", predictions, classes, metrics["vote"])
+    (folder / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), classes))
+    picture = draw_gallery(predictions, classes, metrics["vote"], read_frames)
+    if picture is not None:
+        (folder / "attention.png").write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1])
+    _write_frames(frames_path, predictions)
 
 
 def draw_gallery(predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames) -> np.ndarray | None:

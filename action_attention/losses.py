@@ -12,6 +12,11 @@ from keras import ops
 PADDING = -1
 
 
+def losses(attention_penalty: float = 0.0) -> dict[str, keras.losses.Loss]:
+    """What a model is compiled with, for batches of `Clips`; `attention_penalty` is lambda."""
+    return {"logits": FrameCrossEntropy(), "attention": AttentionPenalty(attention_penalty)}
+
+
 @keras.saving.register_keras_serializable("action_attention")
 class FrameCrossEntropy(keras.losses.Loss):
     """Cross-entropy of every real frame, averaged over a clip's real frames.

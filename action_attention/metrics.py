@@ -9,7 +9,7 @@ from keras import ops
 from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score
 
-VOTES = ("mode", "mean")
+from action_attention.settings import VOTES
 
 
 @keras.saving.register_keras_serializable("action_attention")

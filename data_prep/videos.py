@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,12 +105,10 @@ class VideoReader:
                 decoded, frame = self._capture.retrieve()
                 if not decoded or frame is None:
                     continue
-                next_sample = (math.floor((time + TIME_SLACK) * self.fps) + 1) / self.fps
+                next_sample = sample_after(time, self.fps)
                 info.source_frames.append(info.decoded_frames - 1)
                 info.sample_time = time - start
-                if self.size:
-                    frame = cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                yield cv2.cvtColor(resize(frame, self.size) if self.size else frame, cv2.COLOR_BGR2RGB)
         except cv2.error as error:
             if not info.sampled_frames:
                 raise UnusableVideoError(f"the decoder failed: {error.err}") from error
@@ -118,6 +116,25 @@ class VideoReader:
             self._capture.release()
         if not info.sampled_frames:
             raise UnusableVideoError("no frame could be decoded")
+
+
+def sample_after(time: float, fps: float) -> float:
+    """When the first sample after the one at `time` is due, in seconds."""
+    return (math.floor((time + TIME_SLACK) * fps) + 1) / fps
+
+
+def sampled(times: Iterable[float], fps: float) -> Iterator[int]:
+    """The numbers of the frames that `VideoReader` samples, given the times of all in seconds."""
+    due = -math.inf
+    for number, time in enumerate(times):
+        if time + TIME_SLACK >= due:
+            due = sample_after(time, fps)
+            yield number
+
+
+def resize(frame: np.ndarray, size: int) -> np.ndarray:
+    """To a square of `size` pixels, bilinear; the aspect ratio is not kept, as in the paper."""
+    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def list_videos(root: Path) -> list[str]:

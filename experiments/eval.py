@@ -8,9 +8,10 @@ from pathlib import Path
 
 from absl import flags
 
-from action_attention.evaluation import SUBSETS, evaluate, read_run
+from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
-from action_attention.metrics import VOTES
+from action_attention.runs import SUBSETS, Run
+from action_attention.settings import VOTES
 from data_prep import program
 from data_prep.annotations import actor_reader, find_annotations
 from data_prep.videos import frame_reader
@@ -33,7 +34,7 @@ def define_flags() -> None:
 def main() -> None:
     args = flags.FLAGS
     run_dir = Path(args.run_dir)
-    cache = FeatureCache(Path(args.features or read_run(run_dir)[0]["cache"]["folder"]))
+    cache = FeatureCache(Path(args.features or Run.open(run_dir).about["cache"]["folder"]))
     videos = Path(args.videos or cache.source)
     annotations = Path(args.annotations) if args.annotations else find_annotations(videos)
     if not videos.is_dir():
@@ -41,7 +42,7 @@ def main() -> None:
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
     read_actor = actor_reader(annotations, videos, cache) if annotations else None
     metrics = evaluate(run_dir, cache, args.subset, args.vote, read_frames, read_actor)
-    output = run_dir / "eval" / args.subset
+    output = Run(run_dir).evaluation(args.subset)
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
     result = table.read_result(run_dir, args.subset)
     print(table.markdown([result]))

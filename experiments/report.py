@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from action_attention.errors import UserError
-from action_attention.evaluation import SUBSETS, read_predictions, read_run
 from action_attention.features import FeatureCache
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
+from action_attention.runs import SUBSETS, Run
 from data_prep import program
 from data_prep.videos import UnusableVideoError, VideoReader
 from experiments import table
@@ -39,15 +39,14 @@ WIDTH = 360  # pixels of an overlay: its text can be read in a card, and the pag
 class EvaluatedRun:
     """What the page shows of one run; `predictions` by video name."""
 
-    folder: Path
-    run: dict
+    run: Run
     result: dict
     history: list[dict]
     predictions: dict[str, VideoPrediction]
 
     @property
     def fps(self) -> float:
-        return self.run["cache"]["settings"]["fps"]
+        return self.run.features["fps"]
 
     def galleries(self, limit: int) -> list[list[str]]:
         """Names of the videos that are right, and of those that are wrong, most confident first; 0 is no limit."""
@@ -64,20 +63,19 @@ def read_runs(folders: list[Path], subset: str) -> list[EvaluatedRun]:
     """Reads evaluated runs. Raises UserError if one is not evaluated, or their videos or classes differ."""
     runs = []
     for folder in folders:
-        run, _ = read_run(folder)
-        predictions = {prediction.name: prediction for prediction in read_predictions(folder, subset)}
-        result = table.read_result(folder, subset)
-        runs.append(EvaluatedRun(folder, run, result, json.loads((folder / "history.json").read_text()), predictions))
+        run = Run.open(folder)
+        predictions = {prediction.name: prediction for prediction in run.predictions(subset)}
+        runs.append(EvaluatedRun(run, table.read_result(folder, subset), run.history(), predictions))
     for other in runs[1:]:
         for what, of_run in {
-            "datasets": lambda run: run.run["dataset"],
-            "classes": lambda run: run.run["classes"],
+            "datasets": lambda run: run.run.about["dataset"],
+            "classes": lambda run: run.run.classes,
             "frame rates": lambda run: run.fps,
             f"{subset} videos": lambda run: {name: len(p.probabilities) for name, p in run.predictions.items()},
         }.items():
             if of_run(other) != of_run(runs[0]):
                 raise UserError(
-                    f"{runs[0].folder} and {other.folder} have different {what} and cannot stand side by side; "
+                    f"{runs[0].run.folder} and {other.run.folder} have different {what} and cannot stand side by side; "
                     "make a report of each"
                 )
     return runs
@@ -90,7 +88,7 @@ def find_videos(videos: str | None, run: EvaluatedRun) -> Path | None:
             raise UserError(f"{videos} is not a folder; give --videos the folder of the class folders")
         return Path(videos)
     try:
-        cache = FeatureCache(Path(run.run["cache"]["folder"]))
+        cache = FeatureCache(Path(run.run.about["cache"]["folder"]))
     except UserError:
         return None
     cache.close()
@@ -106,7 +104,7 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
         for run, file in zip(runs, files, strict=True):
             reader = VideoReader(path, run.fps, size=None)
             fps = min(run.fps, reader.info.fps or run.fps)  # a slower file keeps all its frames, and its own speed
-            drawn = draw_overlays(reader, run.predictions[name], run.run["classes"], run.result["vote"], width=WIDTH)
+            drawn = draw_overlays(reader, run.predictions[name], run.run.classes, run.result["vote"], width=WIDTH)
             first = next(drawn)
             write_video(file, chain([first], drawn), fps)
     except UnusableVideoError as error:
@@ -119,7 +117,7 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
 def draw_videos(root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, int], output: Path) -> dict[str, dict]:
     """Draws the wanted videos (name -> number); returns name -> what `draw_video` says."""
     if root is None:
-        cache = runs[0].run["cache"]["folder"]
+        cache = runs[0].run.about["cache"]["folder"]
         return {name: {"note": f"{cache} is gone, which knew where the videos are; give --videos"} for name in wanted}
     for number, _ in enumerate(runs):
         overlay_path(output, number, 0).parent.mkdir(parents=True, exist_ok=True)
@@ -168,11 +166,11 @@ def _page_data(runs: list[EvaluatedRun], names: list[str], galleries: list, draw
     """What `report.html` shows; a video is known by its number in `names`."""
     number = {name: index for index, name in enumerate(names)}
     first = runs[0].result
-    folders = [run.folder.resolve() for run in runs]
+    folders = [run.run.folder.resolve() for run in runs]
     unique = len({folder.name for folder in folders}) == len(folders)
     return {
         "title": f"{first['dataset']}, split {first['split']}",
-        "classes": runs[0].run["classes"],
+        "classes": runs[0].run.classes,
         "warnings": list(_warnings(runs)),
         "notes": list(_notes(runs, names, drawn)),
         "figures": _figures(runs),
@@ -212,7 +210,7 @@ def _warnings(runs: list[EvaluatedRun]) -> Iterator[str]:
         yield table.RANDOM_WEIGHTS
     for run in runs:
         if run.result["validation"] == "tutorial":
-            yield f"{run.folder.resolve().name}: {table.TUTORIAL}"
+            yield f"{run.run.folder.resolve().name}: {table.TUTORIAL}"
 
 
 def _notes(runs: list[EvaluatedRun], names: list[str], drawn: dict[str, dict]) -> Iterator[str]:
@@ -255,11 +253,11 @@ def _settings(runs: list[EvaluatedRun]) -> list:
     """Every hyper-parameter, and what else made the runs, in words."""
     columns = []
     for run in runs:
-        result, settings = run.result, run.run["cache"]["settings"]
+        result, settings = run.result, run.run.features
         config = {"model": result["model"], "seed": result["seed"], **result["config"]}
         shown = {name.replace("_", " "): "default" if value is None else str(value) for name, value in config.items()}
         columns.append({
-            "run directory": str(run.folder),
+            "run directory": str(run.run.folder),
             **shown,
             "validation": result["validation"],
             "vote of this evaluation": result["vote"],

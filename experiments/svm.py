@@ -21,11 +21,11 @@ from action_attention.errors import UserError
 from action_attention.evaluation import confusion_png
 from action_attention.features import FeatureCache, write_json
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
-from action_attention.models import MOTIONS
-from action_attention.training import describe
+from action_attention.models.inputs import MOTIONS
+from action_attention.runs import Run, describe
 from data_prep import program
 from data_prep.splits import validation_folds
-from experiments import table, train
+from experiments import options, table
 
 NORMALIZATIONS = ("sqrt_l2", "l2")
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -92,8 +92,8 @@ def write_evaluation(folder: Path, predictions: list[VideoPrediction], classes: 
 
 
 def define_flags() -> None:
-    train.define_data_flags()
-    flags.adopt_module_key_flags(train)
+    options.define_data_flags()
+    flags.adopt_module_key_flags(options)
     flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
     flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "of the pooled features")
     flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ")
@@ -105,9 +105,9 @@ def define_flags() -> None:
 def main() -> None:
     args, started = flags.FLAGS, time.monotonic()
     cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
-    if (run_dir / "run.json").exists():
+    if Run(run_dir).json_file.exists():
         raise UserError(f"{run_dir} already holds a run; give another --run_dir")
-    split, about = train.choose_split(args, cache, run_dir, 0, "none" if args.C else "source")
+    split, about = options.split_as_flagged(cache, run_dir, 0, "none" if args.C else "source")
     folds = [(split["train"], split["validation"])]  # as the lists have it, or
     if about["validation"] == "source":
         folds = validation_folds(split, FOLDS, seed=0)
@@ -121,19 +121,14 @@ def main() -> None:
     penalty, accuracy = (args.C, None) if args.C else choose_penalty(vectors, folds)
     svm = fit(vectors, split["train"], penalty)
     config = {"model": "svm", "seed": 0, "normalize": args.normalize, "motion": args.motion, "C": penalty}
-    train.write_flags(run_dir, {})
-    write_json(run_dir / "split.json", split)
-    run = {
-        **describe(config, cache, split),
-        **about,
-        "best": {"epoch": None, "val_video_top1": accuracy},
-        "epochs": None,
-        "seconds": time.monotonic() - started,
-    }
-    write_json(run_dir / "run.json", run)
-    about = {key: run[key] for key in ("dataset", "split", "validation")}
+    options.write_flags(run_dir, {})
+    best = {"epoch": None, "val_video_top1": accuracy}  # no epoch: it decides on whole videos
+    run = Run(run_dir, {**describe(config, cache, split), **about, "best": best, "epochs": None}, split)
+    run.about["seconds"] = time.monotonic() - started
+    run.write()
+    about = {key: about[key] for key in ("dataset", "split", "validation")}
     about |= {"subset": "test", "model": "svm", "seed": 0, "weights": cache.settings["weights"]}
-    write_evaluation(run_dir / "eval" / "test", predict(svm, vectors, split["test"], classes), classes, about)
+    write_evaluation(run.evaluation("test"), predict(svm, vectors, split["test"], classes), classes, about)
     chosen = "as given" if args.C else f"{accuracy:.1%} on validation videos"
     print(f"{run_dir}: C {penalty:g}, {chosen}\n")
     print(table.markdown([table.read_result(run_dir)]))

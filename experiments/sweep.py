@@ -2,17 +2,16 @@
 
 python -m experiments.sweep --features DIR --splits DIR --split 1 --model alstm --output DIR [--trials 30] [--workers 2]
 
-Whatever of `SPACE` is not given as a flag is searched, by Optuna's TPE after ten random trials; one trial has the
-table's values. A trial trains on each of `--folds` parts of the training list (by source film) for `--epochs` epochs;
-its value is the video accuracy on the rest, averaged over the folds, in the epoch where that is best. A trial whose
-first fold lags behind the median is stopped early.
+Every setting of the model that says what to search and is not given as a flag is searched, by Optuna's TPE after ten
+random trials; one trial has the defaults. A trial trains on each of `--folds` parts of the training list (by source
+film) for `--epochs` epochs; its value is the video accuracy on the rest, averaged over the folds, in the epoch where
+that is best. A trial whose first fold lags behind the median is stopped early.
 
 `--output` holds `study.db` (all trials; the same command goes on with it), `sweep.md` (a table), `best.flags` (for
 `experiments.train --flagfile`, with all training videos) and `logs` (TensorBoard's HParams).
 """
 
 import fcntl
-import json
 import multiprocessing
 import os
 import shutil
@@ -32,12 +31,14 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
-from action_attention.models import HEADS, MODEL_NAMES, MOTIONS, NORMALIZATIONS
-from action_attention.training import DivergedError, TrainConfig
+from action_attention.registry import Config, find_model, import_modules
+from action_attention.runs import Run
+from action_attention.settings import LogRange
+from action_attention.training import DivergedError
 from action_attention.training import train as train_model
 from data_prep import program
 from data_prep.splits import validation_folds
-from experiments import train
+from experiments import options
 
 try:
     import optuna
@@ -45,27 +46,6 @@ try:
 except ModuleNotFoundError:  # an extra; `main` says so
     optuna = None
 
-# Choices, or the two ends of a logarithmic scale. The table's values (README, "Hyper-parameters") are among them.
-SPACE = {
-    "learning_rate": (3e-5, 3e-3),
-    "lstm_units": (64, 128, 256, 512),
-    "dropout": (0.0, 0.25, 0.5, 0.75),
-    "weight_decay": (0.0, 1e-6, 1e-5, 1e-4),
-    "normalize": NORMALIZATIONS,
-    "motion": MOTIONS,
-    "channel_dropout": (0.0, 0.25, 0.5),
-    "clip_length": (15, 30),
-    "cells": (1, 2, 3),
-    "attention_penalty": (0.0, 0.1, 0.5, 2.0),
-    "head": HEADS,
-}
-NOT_OF = {
-    "alstm": {"head"},
-    "conv_alstm": {"attention_penalty"},
-    "avg_lstm": {"head", "attention_penalty"},
-    "max_lstm": {"head", "attention_penalty"},
-    "softmax": {"head", "attention_penalty", "cells", "lstm_units"},
-}
 RANDOM_TRIALS = 10
 WARM_UP_EPOCHS = 2  # no trial is stopped before
 
@@ -83,15 +63,18 @@ class Sweep:
     by_source: bool  # what the folds are: of the training list by film, or the lists' own validation videos
     epochs: int
     seed: int
+    imports: tuple[str, ...] = ()
 
     @property
-    def searched(self) -> list[str]:
-        return [name for name in SPACE if name not in NOT_OF[self.model] and name not in self.given]
+    def space(self) -> dict[str, tuple | LogRange]:
+        """What each searched setting is drawn from."""
+        searched = {name: field.metadata["search"] for name, field in find_model(self.model).fields.items()}
+        return {name: values for name, values in searched.items() if values and name not in self.given}
 
-    def config(self, chosen: dict) -> TrainConfig:
+    def config(self, chosen: dict) -> Config:
         """With a fixed number of epochs, so that the folds' epochs can be averaged."""
         same = {"epochs": self.epochs, "patience": self.epochs, "seed": self.seed}
-        return TrainConfig.for_model(self.model, **{**self.given, **chosen, **same})
+        return Config.of(self.model, **{**self.given, **chosen, **same})
 
     def scratch(self, number: int) -> Path:
         return self.output / f"trial-{number}"
@@ -124,22 +107,22 @@ def open_study(sweep: Sweep, identity: dict):
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         shutil.rmtree(sweep.scratch(trial.number), ignore_errors=True)
-    table = {name: getattr(sweep.config({}), name) for name in sweep.searched}
+    table = {name: sweep.config({}).flat()[name] for name in sweep.space}
     waiting = study.get_trials(states=(TrialState.WAITING,))
     if not waiting and all(trial.params != table for trial in finished(study)):
         study.enqueue_trial(table)
     return study
 
 
-def suggest(trial, name: str):
-    if name == "learning_rate":
-        return trial.suggest_float(name, *SPACE[name], log=True)
-    return trial.suggest_categorical(name, SPACE[name])
+def suggest(trial, name: str, values: tuple | LogRange):
+    if isinstance(values, LogRange):
+        return trial.suggest_float(name, values.low, values.high, log=True)
+    return trial.suggest_categorical(name, values)
 
 
 def run_trial(trial, sweep: Sweep, cache: FeatureCache) -> float:
     """Trains one choice on all folds; returns its value, keeps each fold's curve, or raises TrialPruned."""
-    chosen = {name: suggest(trial, name) for name in sweep.searched}
+    chosen = {name: suggest(trial, name, values) for name, values in sweep.space.items()}
     scratch, curves = sweep.scratch(trial.number), []
     try:
         for fold, (kept, held_out) in enumerate(sweep.folds):
@@ -148,8 +131,7 @@ def run_trial(trial, sweep: Sweep, cache: FeatureCache) -> float:
                 sweep.config(chosen), cache, {"train": kept, "validation": held_out, "test": []}, scratch / str(fold),
                 callbacks=[StopLagging(trial)] if fold == 0 else [],
             )  # fmt: skip
-            history = json.loads((scratch / str(fold) / "history.json").read_text())
-            curves.append([epoch["val_video_top1"] for epoch in history])
+            curves.append([epoch["val_video_top1"] for epoch in Run(scratch / str(fold)).history()])
     except DivergedError as error:
         raise optuna.TrialPruned(str(error)) from error
     finally:
@@ -200,6 +182,7 @@ def worker_process(sweep: Sweep, tickets) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        import_modules(sweep.imports)
         work(sweep, tickets)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -253,12 +236,12 @@ def write_results(sweep: Sweep, study) -> None:
     )
     lines = [
         f"{about}\n",
-        f"| trial | validation video top-1 | folds | epochs | {' | '.join(sweep.searched)} |",
-        "|---" * (4 + len(sweep.searched)) + "|",
+        f"| trial | validation video top-1 | folds | epochs | {' | '.join(sweep.space)} |",
+        "|---" * (4 + len(sweep.space)) + "|",
     ]
     for trial in complete:
         of_folds = " ".join(f"{value:.1%}" for value in curves[trial.number][:, epochs[trial.number] - 1])
-        values = [trial.params[name] for name in sweep.searched]
+        values = [trial.params[name] for name in sweep.space]
         shown = [trial.number, f"{trial.value:.1%}", of_folds, epochs[trial.number]]
         shown += [f"{value:.2g}" if isinstance(value, float) else value for value in values]
         lines.append(f"| {' | '.join(map(str, shown))} |")
@@ -284,10 +267,9 @@ def write_results(sweep: Sweep, study) -> None:
 
 
 def define_flags() -> None:
-    train.define_data_flags()
-    train.define_hyper_parameters(without=("epochs", "patience"))
-    flags.adopt_module_key_flags(train)
-    flags.DEFINE_enum("model", "alstm", MODEL_NAMES, "the model")
+    options.define_data_flags()
+    options.define_settings(without=("epochs", "patience"))
+    flags.adopt_module_key_flags(options)
     flags.DEFINE_string("output", None, "folder of the sweep, the only place that output goes to", required=True)
     flags.DEFINE_integer("trials", 30, "trials in all, with those of earlier runs in --output", lower_bound=1)
     flags.DEFINE_integer("folds", 3, "parts of the training list, each of which validates once", lower_bound=2)
@@ -302,18 +284,18 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     cache, output = FeatureCache(Path(args.features)), Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    given = {name: args[name].value for name in (*train.HYPER_PARAMETERS, "vote") if name not in ("epochs", "patience")}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in options.given_settings().items() if name != "epochs"}
     seed = given.pop("seed", 0)
-    split, about = train.choose_split(args, cache, output, seed, test=False)
+    split, about = options.split_as_flagged(cache, output, seed, test=False)
     by_source = about["validation"] == "source"
     folds = validation_folds(split, args.folds, seed) if by_source else [(split["train"], split["validation"])]
     data = {name: args[name].value for name in ("features", "split", "dataset", "allow_missing", "duplicates")}
     data["splits"] = args.splits or output / "splits"  # where those that were made are
     data = {name: value for name, value in data.items() if value is not None}
-    sweep = Sweep(cache.folder, output, data, args.model, given, folds, by_source, args.epochs, seed)
+    sweep = Sweep(cache.folder, output, data, args.model, given, folds, by_source, args.epochs, seed,
+                  tuple(args["import"].value))  # fmt: skip
     identity = {"model": args.model, "features": cache.fingerprint, "split": about["split"], "folds": len(folds)}
-    identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": sweep.searched}
+    identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": list(sweep.space)}
     cache.close()
     with (output / "lock").open("w") as lock:
         try:

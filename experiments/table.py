@@ -5,16 +5,15 @@ python -m experiments.table --results FILE.json [--differences]
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from action_attention.errors import UserError
-from action_attention.evaluation import read_run
 from action_attention.metrics import mean_interval95
-from action_attention.training import TrainConfig
+from action_attention.registry import defaults
+from action_attention.runs import Run
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
@@ -29,15 +28,12 @@ def read_result(run_dir: Path, subset: str = "test") -> dict:
 
     Where the model looks in each class stays in the run, so that the results of many runs are a small file.
     """
-    run, _ = read_run(run_dir, of_frames=False, finished=True)
-    path = run_dir / "eval" / subset / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={run_dir}`")
-    config = {key: value for key, value in run["config"].items() if key not in ("seed", "model")}
-    about = {key: run[key] for key in ("epochs", "seconds", "git", "versions")}
-    metrics = json.loads(path.read_text())
+    run = Run.open(run_dir, of_frames=False, finished=True)
+    metrics = run.metrics(subset)
     metrics.get("localization", {}).pop("per_class", None)
-    return {**metrics, "config": config, "best_epoch": run["best"]["epoch"], **about}
+    config = {key: value for key, value in run.about["config"].items() if key not in ("seed", "model")}
+    about = {key: run.about[key] for key in ("epochs", "seconds", "git", "versions")}
+    return {**metrics, "config": config, "best_epoch": run.about["best"]["epoch"], **about}
 
 
 def markdown(results: list[dict]) -> str:
@@ -102,7 +98,7 @@ def over_splits(results: list[dict]) -> str:
 
 def _without_penalty(result: dict) -> dict:
     """The same for any C of an SVM, which is chosen on each split, if there are videos to choose it on."""
-    chosen = "" if result["model"] == "svm" else result["validation"]
+    chosen = "" if "C" in result["config"] else result["validation"]
     return {**result, "validation": chosen, "config": {**result["config"], "C": None}}
 
 
@@ -143,10 +139,14 @@ def _rows(results: list[dict]) -> list[list[dict]]:
     """Results that differ only in their seed, together; what a result says nothing of has its default."""
     rows = {}
     for result in results:
-        result["config"] = {**asdict(TrainConfig.for_model(result["model"])), **result["config"]}
+        result["config"] = {**_defaults(result), **result["config"]}
         key = json.dumps([result[key] for key in ROW_KEYS], sort_keys=True)
         rows.setdefault(key, []).append(result)
     return list(rows.values())
+
+
+def _defaults(result: dict) -> dict:
+    return {key: value for key, value in defaults(result["model"]).items() if key != "seed"}
 
 
 def _about(runs: list[dict]) -> list[str]:
@@ -155,8 +155,8 @@ def _about(runs: list[dict]) -> list[str]:
     where = f"{first['dataset']}, split {first['split']}, {first['videos']} {first['subset']} videos"
     if first["validation"] == "tutorial":
         where += f" ({TUTORIAL})"
-    defaults = asdict(TrainConfig.for_model(first["model"]))
-    config = {key: value for key, value in first["config"].items() if key not in UNNAMED and value != defaults.get(key)}
+    usual = _defaults(first)
+    config = {key: value for key, value in first["config"].items() if key not in UNNAMED and value != usual.get(key)}
     settings = "".join(f", {key}={value}" for key, value in config.items())
     return [where, first["model"] + settings, str(len(runs))]
 

@@ -60,7 +60,7 @@ def test_cross_entropy_is_the_mean_over_clips_of_the_mean_over_their_real_frames
 
 @pytest.mark.parametrize("name", ["alstm", "conv_alstm", "softmax"])
 def test_weight_decay_is_omega_times_the_squared_kernels(name):
-    model = build_model(name, 3, 4, weight_decay=0.01, cube_shape=(3, 3, 5))
+    model = build_model(name, 3, weight_decay=0.01, cube_shape=(3, 3, 5))
     kernels = [weight for weight in model.trainable_weights if "bias" not in weight.path]
     expected = 0.01 * sum(float(keras.ops.sum(keras.ops.square(kernel))) for kernel in kernels)
     assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)

@@ -1,13 +1,26 @@
 """Every model: outputs, saving, golden values, and that it loads without the training code."""
 
+import ast
+import io
+import re
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
-from action_attention.models import CONV_HEAD_FILTERS, MODEL_NAMES, build_model
+from action_attention.errors import UserError
+from action_attention.losses import losses
+from action_attention.models import build_model
+from action_attention.models.conv_alstm import CONV_HEAD_FILTERS
+from action_attention.models.upgrade import MOVES, WEIGHTS, load_keras
+from action_attention.registry import find_model, model_names
+
+MODEL_NAMES = model_names()
 
 # logits[0, -1] of each model, seeded as in `golden`: they guard against a silent change of a forward pass
 GOLDEN = {
@@ -17,6 +30,16 @@ GOLDEN = {
     "max_lstm": [-0.127768, -0.010527, 0.109135, -0.156728],
     "softmax": [0.210441, 0.172578, -0.003005, 0.022528],
 }
+
+
+CUBE = (7, 7, 512)
+OLD = Path(__file__).parent / "version_0_1"
+
+
+def small(name, **settings):
+    """A model of four classes and, where it has units, eight of them."""
+    units = {"lstm_units": 8} if "lstm_units" in find_model(name).fields else {}
+    return build_model(name, 4, cube_shape=CUBE, **{**units, **settings})
 
 
 def clips(frames=6):
@@ -29,7 +52,7 @@ def clips(frames=6):
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_outputs_say_class_and_place_of_every_frame(name):
-    model, inputs = build_model(name, 4, 8), clips()
+    model, inputs = small(name), clips()
     outputs = model(inputs)
     assert outputs["logits"].shape == (2, 6, 4)
     assert outputs["attention"].shape == (2, 6, 7, 7)
@@ -42,7 +65,7 @@ def test_a_saved_model_loads_to_identical_outputs(name, policy, tmp_path):
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = build_model(name, 4, 8, dropout=0.3, weight_decay=1e-4)
+        model = small(name, dropout=0.3, weight_decay=1e-4)
     finally:
         keras.config.set_dtype_policy(previous)
     model.save(tmp_path / "model.keras")
@@ -55,7 +78,7 @@ def test_a_saved_model_loads_to_identical_outputs(name, policy, tmp_path):
 
 
 def test_a_saved_model_needs_the_models_and_nothing_else_of_the_project(tmp_path):
-    build_model("alstm", 4, 8).save(tmp_path / "model.keras")
+    small("alstm").save(tmp_path / "model.keras")
     code = (
         "import sys, keras, action_attention.models\n"
         "keras.saving.load_model(sys.argv[1], safe_mode=True)\n"
@@ -64,12 +87,13 @@ def test_a_saved_model_needs_the_models_and_nothing_else_of_the_project(tmp_path
     )
     command = [sys.executable, "-c", code, tmp_path / "model.keras"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['action_attention.layers', 'action_attention.models']"
+    needed = {"errors", "models", "registry", "settings"}
+    assert {name.split(".")[1] for name in ast.literal_eval(done.stdout)} == needed
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_golden_outputs(name):
-    model = build_model(name, 4, 8)
+    model = small(name)
     random = np.random.default_rng(1)
     model.set_weights([random.normal(0, 0.1, weight.shape) for weight in model.get_weights()])
     logits = np.asarray(model(clips())["logits"])[0, -1]
@@ -91,7 +115,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
     ],
 )
 def test_further_settings_survive_saving(settings, tmp_path):
-    model = build_model("alstm" if "glimpse" in settings else "conv_alstm", 4, 8, **settings)
+    model = small("alstm" if "glimpse" in settings else "conv_alstm", **settings)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_array_equal(model(clips())["logits"], loaded(clips())["logits"])
@@ -100,16 +124,16 @@ def test_further_settings_survive_saving(settings, tmp_path):
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_normalized_features_have_no_scale(name):
-    model, inputs = build_model(name, 4, 8, normalize="sqrt_l2"), clips()
+    model, inputs = small(name, normalize="sqrt_l2"), clips()
     brighter = {**inputs, "features": inputs["features"] * np.float16(4)}
     # the normalisation's epsilon is 1e-6 of a mean square of about 0.05
     np.testing.assert_allclose(model(inputs)["logits"], model(brighter)["logits"], atol=1e-3)
-    plain = build_model(name, 4, 8)
+    plain = small(name)
     assert np.abs(plain(inputs)["logits"] - plain(brighter)["logits"]).max() > 1e-2
 
 
 def test_channel_dropout_takes_the_same_channels_from_all_frames_and_in_training_only():
-    model = build_model("softmax", 4, dropout=0.0, channel_dropout=0.5)
+    model = small("softmax", dropout=0.0, channel_dropout=0.5)
     same = np.repeat(clips()["features"][:1, :1], 6, axis=1).repeat(2, axis=0)
     inputs = {"features": same, "mask": np.ones((2, 6), bool)}
     trained, plain = (np.array(model(inputs, training=training)["logits"]) for training in (True, False))
@@ -120,7 +144,7 @@ def test_channel_dropout_takes_the_same_channels_from_all_frames_and_in_training
 
 
 def build_model_with(weights):
-    model = build_model("softmax", 4)
+    model = small("softmax")
     model.set_weights(weights)
     return model
 
@@ -128,7 +152,7 @@ def build_model_with(weights):
 def test_motion_lets_a_model_without_memory_see_that_something_moves():
     inputs = clips()
     still = {**inputs, "features": np.repeat(inputs["features"][:, :1], 6, axis=1)}
-    model = build_model("softmax", 4, 8, motion="difference")
+    model = small("softmax", motion="difference")
     logits = np.array(model(still)["logits"])
     np.testing.assert_allclose(logits, logits[:, :1].repeat(6, axis=1), atol=1e-5)
     moving = {**inputs, "features": np.concatenate([inputs["features"][:, 1:2], still["features"][:, 1:]], axis=1)}
@@ -137,13 +161,13 @@ def test_motion_lets_a_model_without_memory_see_that_something_moves():
     assert np.abs(logits[:, 1] - logits[:, 2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", [name for name in MODEL_NAMES if "cells" in find_model(name).fields])
 def test_a_further_cell_is_one_more_of_the_same_with_a_state_of_its_own(name, tmp_path):
     """Reading U inputs: an LSTM of 4 U (2 U + 1) weights and two MLPs of 513 U, a ConvLSTM of 4 U (9 * 2 U + 1)."""
-    model, units = build_model(name, 4, 8, cells=3), 8
+    model, units = small(name, cells=3), 8
     lstm, conv = 4 * units * (2 * units + 1) + 2 * 513 * units, 4 * units * (9 * 2 * units + 1)
-    more = {"softmax": 0, "conv_alstm": conv}.get(name, lstm)
-    assert model.count_params() - build_model(name, 4, 8).count_params() == 2 * more
+    more = conv if name == "conv_alstm" else lstm
+    assert model.count_params() - small(name).count_params() == 2 * more
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_array_equal(model(clips())["logits"], loaded(clips())["logits"])
@@ -151,9 +175,84 @@ def test_a_further_cell_is_one_more_of_the_same_with_a_state_of_its_own(name, tm
 
 @pytest.mark.parametrize(("head", "inputs"), [("flatten", 7 * 7 * 8), ("pool", 8), ("conv", 5 * 5 * CONV_HEAD_FILTERS)])
 def test_heads_decide_what_the_classifier_sees(head, inputs):
-    assert build_model("conv_alstm", 4, 8, head=head).classifier.kernel.shape == (inputs, 4)
+    assert small("conv_alstm", head=head).classifier.kernel.shape == (inputs, 4)
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"flatten, conv, pool.*Received: 'mean'"):
         build_model("conv_alstm", 4, head="mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("softmax", {"glimpse": "nonsense"}, "softmax has no setting glimpse; it has dropout, .*Received: glimpse="),
+        ("max_lstm", {"glimpse": "quarters"}, "max_lstm has no setting glimpse"),
+        ("alstm", {"head": "pool"}, "alstm has no setting head"),
+        ("alstm", {"wings": 2}, "alstm has no setting wings"),
+        ("alstm", {"dropout": 1.5}, r"dropout must be a number at least 0, at most 1\. Received: 1\.5"),
+        ("alstm", {"dropout": float("nan")}, "dropout must be a number at least 0, at most 1. Received: nan"),
+        ("alstm", {"cells": True}, "cells must be a whole number at least 1. Received: True"),
+        ("conv_alstm", {"rescale": 1}, "rescale must be true or false. Received: 1"),
+    ],
+)
+def test_a_setting_that_a_model_does_not_have_or_that_is_out_of_range_is_refused(name, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build_model(name, 4, **settings)
+
+
+def inputs_without(key):
+    return {name: value for name, value in clips().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        (inputs_without("mask"), r'takes {"features": \(B, T, H, W, D\), "mask": .*Received: features'),
+        (clips()["features"], "takes .* Received: ndarray"),
+        ({**clips(), "features": clips()["features"][0]}, r"must have the shape \(B, T, 7, 7, 512\)\. Received: \(6, 7, 7"),
+        ({**clips(), "features": clips()["features"][..., :5]}, r"\(B, T, 7, 7, 512\)\. Received: \(2, 6, 7, 7, 5\)"),
+        ({**clips(), "mask": clips()["mask"][:, :4]}, r"mask must have the features' shape .*, \(2, 6\)\. Received: \(2, 4\)"),
+    ],
+)
+def test_inputs_that_are_not_a_clip_are_one_clear_error(inputs, sentence):
+    with pytest.raises(UserError, match=sentence) as raised:
+        small("alstm")(inputs)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_mask_is_one_clear_error_in_fit_too():
+    model = build_model("alstm", 4, lstm_units=8)
+    model.compile("adam", loss=losses())
+    with pytest.raises(UserError, match=r'^a model takes {"features": .*Received: features$'):
+        model.fit(inputs_without("mask"), {"logits": np.zeros((2, 6)), "attention": np.ones((2, 6))}, verbose=0)
+
+
+def test_maps_need_not_be_square_and_keep_their_orientation():
+    """One location of a 2 x 3 map is not zero; maximum pooling's attention is all there."""
+    features = np.zeros((1, 4, 2, 3, 5), np.float32)
+    features[:, :, 1, 2] = 1
+    outputs = build_model("max_lstm", 4, lstm_units=8)({"features": features, "mask": np.ones((1, 4), bool)})
+    np.testing.assert_array_equal(np.argwhere(np.array(outputs["attention"][0, 0]) == 1), [[1, 2]])
+    for name in MODEL_NAMES:
+        model = build_model(name, 4, cube_shape=(2, 3, 5))
+        assert model({"features": features, "mask": np.ones((1, 4), bool)})["attention"].shape == (1, 4, 2, 3)
+
+
+@pytest.mark.parametrize("path", sorted(OLD.glob("*.keras")), ids=lambda path: path.stem)
+def test_a_model_file_of_version_0_1_gives_what_it_gave_then(path, tmp_path):
+    """Written by that version, with its outputs; one for each place that weights stood at."""
+    with np.load(OLD / "outputs.npz") as then:
+        inputs, expected = {key: then[key] for key in ("features", "mask")}, then[path.stem]
+    model = load_keras(path)
+    np.testing.assert_allclose(model(inputs)["logits"], expected, atol=1e-6)
+    model.save(tmp_path / "again.keras")  # and as a file of this version
+    np.testing.assert_array_equal(load_keras(tmp_path / "again.keras")(inputs)["logits"], model(inputs)["logits"])
+
+
+def test_the_old_files_hold_weights_at_every_old_place():
+    places = set()
+    for path in OLD.glob("*.keras"):
+        with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read(WEIGHTS))) as weights:
+            weights.visit(places.add)
+    assert all(any(re.fullmatch(old, place) for place in places) for old, *_ in MOVES)

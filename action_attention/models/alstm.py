@@ -1,0 +1,123 @@
+"""ALSTM: soft attention over the cube's locations, then an LSTM (Sharma et al. 2016, arXiv 1511.04119)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+from keras import ops
+
+from action_attention.models.attention import Attention, MeanScores
+from action_attention.models.base import ActionModel, RecurrentSettings
+from action_attention.models.glimpses import Glimpse, Quarters, Whole
+from action_attention.models.locations import flatten_locations, to_maps
+from action_attention.models.states import ClipStates, ZeroStates
+from action_attention.registry import register_model
+from action_attention.settings import Training, but, setting
+
+ABLATIONS = ("none", "initial", "carry")
+GLIMPSES = ("whole", "quarters")
+
+
+@dataclass(frozen=True)
+class LSTMSettings(RecurrentSettings):
+    """Settings of every model on an LSTM."""
+
+    ablate: str = setting(
+        "none",
+        "take away the MLPs of h_0 and cell_0, or the carried cell state, as in the tutorial's code",
+        choices=ABLATIONS,
+    )
+
+
+@dataclass(frozen=True)
+class ALSTMSettings(LSTMSettings):
+    glimpse: str = setting(
+        "whole", "of the whole cube, or keeping apart which quarter of it it comes from", choices=GLIMPSES
+    )
+
+
+@dataclass(frozen=True)
+class ALSTMTraining(Training):
+    attention_penalty: float = but(Training, "attention_penalty", 0.5, search=(0.0, 0.1, 0.5, 2.0))
+
+
+class ForgetfulLSTMCell(keras.layers.LSTMCell):
+    """Carries no cell state: it is zero before every frame. The tutorial's defect, as an ablation."""
+
+    def call(self, inputs: Any, states: Any, training: bool | None = None) -> Any:
+        hidden, cell = states
+        return super().call(inputs, [hidden, ops.zeros_like(cell)], training=training)
+
+
+class AttentionLSTM(keras.layers.Layer):
+    """An LSTM over glimpses of the feature cube, made of an attention and a glimpse.
+
+        c_t = attention(X_t, h_{t-1});  z_t = glimpse(c_t, X_t);  h_t, cell_t = LSTM(z_t, (h_{t-1}, cell_{t-1}))
+        h_0 = mlp_h(mean_t mean_i X_{t,i});  cell_0 = mlp_c(the same)
+
+    With several cells each reads the hidden state of the one below, has MLPs of its own for its initial states, and
+    h_{t-1} above is that of the uppermost. The loop over frames is unrolled, so T must be static. Dropout is at the
+    input of every fully connected layer (not at the LSTM's own kernels) and between cells (Zaremba et al. 2014, arXiv
+    1409.2329).
+
+    Call arguments: features `(B, T, H, W, D)` and the mask of real frames `(B, T)`. Returns hidden states `(B, T, U)`
+    and attention `(B, T, H, W)`.
+    """
+
+    def __init__(
+        self, settings: LSTMSettings, options: dict[str, Any], attention: Attention, glimpse: Glimpse, **kwargs: Any
+    ):
+        super().__init__(name="core", dtype=options["dtype"], **kwargs)
+        units, numbers = settings.lstm_units, ["", *range(2, settings.cells + 1)]
+        self.dropout = keras.layers.Dropout(settings.dropout, dtype=self.dtype_policy, name="core_dropout")
+        self.first = (
+            ZeroStates(units, settings.cells, name="first")
+            if settings.ablate == "initial"
+            else ClipStates(units, [f"mlp_{state}{n}" for n in numbers for state in "hc"], options, name="first")
+        )
+        cell = ForgetfulLSTMCell if settings.ablate == "carry" else keras.layers.LSTMCell
+        decay = {**options, "recurrent_regularizer": options["kernel_regularizer"]}
+        self.cells = [cell(units, name=f"lstm{n}", **decay) for n in numbers]
+        self.glimpse, self.attention = glimpse, attention
+
+    def build(self, features_shape: tuple, mask_shape: tuple | None = None) -> None:
+        self.first.build(features_shape)
+        self.glimpse.build(features_shape)
+        self.attention.build(features_shape)
+        for n, cell in enumerate(self.cells):
+            cell.build((None, cell.units if n else self.glimpse.size))
+
+    def call(self, features: Any, mask: Any, training: bool | None = None) -> tuple[Any, Any]:
+        cube, drop = flatten_locations(features), partial(self.dropout, training=training)
+        frame_means = ops.mean(cube, axis=2)
+        states = self.first.start(frame_means, mask, drop)
+        look = self.attention.over(cube, frame_means, drop)
+        glance = self.glimpse.over(cube, frame_means, drop)
+        hidden, hiddens, attention = states[-1][0], [], []
+        for t in range(cube.shape[1]):
+            weights = look(t, hidden)
+            below = glance(t, weights)
+            for n, cell in enumerate(self.cells):
+                hidden, states[n] = cell(drop(below) if n else below, states[n])
+                below = hidden
+            attention.append(weights)
+            hiddens.append(hidden)
+        return ops.stack(hiddens, axis=1), to_maps(ops.stack(attention, axis=1), mask, features.shape[2:4])
+
+
+def make_glimpse(settings: Any, options: dict[str, Any], whole: type[Glimpse] = Whole) -> Glimpse:
+    """As the setting `glimpse` has it."""
+    quarters = settings.glimpse == "quarters"
+    return Quarters(settings.lstm_units, options, name="glimpse") if quarters else whole(name="glimpse")
+
+
+@register_model("alstm", ALSTMSettings, ALSTMTraining)
+class ALSTM(ActionModel):
+    """The tutorial's attention, scored from the frame's mean cube and the hidden state."""
+
+    small_operations = True
+
+    def make_core(self, settings: ALSTMSettings, options: dict[str, Any]) -> AttentionLSTM:
+        attention = MeanScores(settings.lstm_units, options, name="attention")
+        return AttentionLSTM(settings, options, attention, make_glimpse(settings, options))

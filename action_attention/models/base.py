@@ -1,0 +1,166 @@
+"""What all models share: inputs -> core -> one vector a frame -> one classifier for every frame."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from action_attention.errors import UserError
+from action_attention.models.inputs import MOTIONS, NORMALIZATIONS, sqrt_l2, with_motion
+from action_attention.registry import all_settings, find_model
+from action_attention.settings import Settings, setting
+
+Tensor = Any  # of whatever backend Keras runs on
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """Settings of every model."""
+
+    dropout: float = setting(0.5, "at all fully connected layers, dt", low=0, high=1, search=(0.0, 0.25, 0.5, 0.75))
+    weight_decay: float = setting(
+        0.0, "omega of the loss: weight of the squared kernels", low=0, search=(0.0, 1e-6, 1e-5, 1e-4)
+    )
+    normalize: str = setting(
+        "none", "of the features: square root and L2 norm of each cube", choices=NORMALIZATIONS, search=NORMALIZATIONS
+    )
+    motion: str = setting("none", "append each cube's difference from the one before", choices=MOTIONS, search=MOTIONS)
+    channel_dropout: float = setting(
+        0.0, "of whole channels of a clip's features", low=0, high=1, search=(0.0, 0.25, 0.5)
+    )
+
+
+@dataclass(frozen=True)
+class RecurrentSettings(ModelSettings):
+    """Settings of every model with a memory."""
+
+    lstm_units: int = setting(512, "LSTM units or ConvLSTM filters, U", low=1, search=(64, 128, 256, 512))
+    cells: int = setting(
+        1, "recurrent cells on top of each other; the attention reads the uppermost", low=1, search=(1, 2, 3)
+    )
+
+
+def kernel_options(settings: ModelSettings, dtype: Any) -> dict[str, Any]:
+    """What every layer with a kernel gets: `weight_decay` adds `omega * sum |w|^2`."""
+    decay = keras.regularizers.L2(settings.weight_decay) if settings.weight_decay else None
+    return {"kernel_regularizer": decay, "dtype": dtype}
+
+
+class ActionModel(keras.Model):
+    """Inputs, a core layer (features, mask -> hidden, attention), dropout, and one classifier for every frame.
+
+    A subclass defines `make_core` and registers itself with `@register_model(name, Settings)`.
+
+    Args:
+        classes: C, number of classes.
+        settings: of the subclass's `settings_class`; None for its defaults.
+
+    Call arguments:
+        inputs: `{"features": (B, T, H, W, D) float, "mask": (B, T) bool}`; the mask is true for real frames, which come
+            first.
+
+    Returns:
+        `{"logits": (B, T, C), "attention": (B, T, H, W)}`, float32; the maps of padded frames are zero.
+
+    Raises UserError, a ValueError, if the inputs are not of this form.
+    """
+
+    settings_class: ClassVar[type[ModelSettings]] = ModelSettings  # by `register_model`
+    # True where the operations of a step are so small that two cores take longer for one than one core does
+    small_operations: ClassVar[bool] = False
+
+    def __init__(self, classes: int, settings: ModelSettings | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.classes, self.settings = classes, settings or self.settings_class()
+        self.cube_shape: tuple[int, ...] | None = None
+        options = kernel_options(self.settings, self.dtype_policy)
+        # whole channels of a clip's features, the same ones in all its frames and locations (spatial dropout, Tompson
+        # et al. 2015, arXiv 1411.4280)
+        self.channel_dropout = keras.layers.SpatialDropout3D(
+            self.settings.channel_dropout, data_format="channels_last", dtype=self.dtype_policy, name="channel_dropout"
+        )
+        self.core = self.make_core(self.settings, options)
+        self.dropout = keras.layers.Dropout(self.settings.dropout, dtype=self.dtype_policy, name="dropout")
+        # float32 under mixed precision too: the loss is a logarithm of these
+        self.classifier = keras.layers.Dense(classes, name="classifier", **{**options, "dtype": "float32"})
+
+    def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
+        """The layer that this model consists of, named "core"; `options` go to every layer with a kernel.
+
+        Called with features `(B, T, H, W, D)`, mask `(B, T)` and `training`, it returns hidden vectors `(B, T, U)` or
+        maps `(B, T, H, W, U)`, and attention `(B, T, H, W)`.
+        """
+        raise AttributeError(f"{type(self).__name__} defines no core")
+
+    def to_vectors(self, hidden: Tensor, training: bool | None) -> Tensor:
+        """What the core leaves as the vectors of frames that the classifier sees, `(B, T, size)`."""
+        return hidden
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.cube_shape = check_inputs(inputs, self.cube_shape)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
+        features, mask = inputs["features"], inputs["mask"]
+        if self.settings.normalize == "sqrt_l2":
+            features = sqrt_l2(features)
+        if self.settings.motion == "difference":
+            features = with_motion(features)
+        features = self.channel_dropout(features, training=training)
+        hidden, attention = self.core(features, mask, training=training)
+        vectors = self.dropout(self.to_vectors(hidden, training), training=training)
+        return {"logits": self.classifier(vectors), "attention": attention}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "classes": self.classes, **asdict(self.settings)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ActionModel":
+        own = {field.name for field in fields(cls.settings_class)}
+        values = {name: value for name, value in config.items() if name in own}
+        # files of version 0.1 name the settings of all models in each
+        rest = {name: value for name, value in config.items() if name not in own | all_settings().keys()}
+        return super().from_config({**rest, "settings": cls.settings_class(**values)})
+
+
+def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of the inputs' cubes, `(H, W, D)`. Raises UserError if they are not what a model takes."""
+    if not isinstance(inputs, dict) or not {"features", "mask"} <= inputs.keys():
+        given = ", ".join(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+        raise UserError(
+            f'a model takes {{"features": (B, T, H, W, D), "mask": (B, T) of real frames}}. Received: {given}'
+        )
+    features, mask = (tuple(inputs[name].shape) for name in ("features", "mask"))
+    if len(features) != 5 or (cube_shape and features[2:] != cube_shape):
+        wanted = ", ".join(map(str, cube_shape or "HWD"))
+        raise UserError(f"features must have the shape (B, T, {wanted}). Received: {features}")
+    if len(mask) != 2 or any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(mask, features, strict=False)):
+        raise UserError(f"the mask must have the features' shape (B, T), {features[:2]}. Received: {mask}")
+    return features[2:]
+
+
+def build_model(
+    name: str, classes: int, *, cube_shape: tuple[int, int, int] | None = None, **settings: Any
+) -> ActionModel:
+    """A model by its registered name; `settings` are those of its settings class, the rest have its defaults.
+
+    Its variables are made at once if `cube_shape` `(H, W, D)` is given, otherwise when it is first called.
+
+    Raises UserError, a ValueError, for an unknown name or setting, or a value out of range.
+
+    Example:
+
+        model = build_model("alstm", classes=51)
+        outputs = model({"features": features, "mask": mask})    # (B, 30, 7, 7, 512), (B, 30)
+        outputs["logits"], outputs["attention"]                  # (B, 30, 51), (B, 30, 7, 7)
+    """
+    entry = find_model(name)
+    own = [field.name for field in fields(entry.settings)]
+    for key, value in settings.items():
+        if key not in own:
+            raise UserError(f"{name} has no setting {key}; it has {', '.join(own)}. Received: {key}={value!r}")
+    model = entry.build(classes, entry.settings(**settings), name=name)
+    if cube_shape:  # no weight depends on T
+        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool")})
+    return model

@@ -1,0 +1,29 @@
+"""Controls: ALSTM with average or maximum pooling in place of attention, all else the same code."""
+
+from typing import Any
+
+from action_attention.models.alstm import ALSTMSettings, AttentionLSTM, LSTMSettings, make_glimpse
+from action_attention.models.attention import MaximumShare, Uniform
+from action_attention.models.base import ActionModel
+from action_attention.models.glimpses import Maximum, Mean
+from action_attention.registry import register_model
+
+
+@register_model("avg_lstm", ALSTMSettings)
+class AverageLSTM(ActionModel):
+    """Control: attention is uniform."""
+
+    small_operations = True
+
+    def make_core(self, settings: ALSTMSettings, options: dict[str, Any]) -> AttentionLSTM:
+        return AttentionLSTM(settings, options, Uniform(name="attention"), make_glimpse(settings, options, Mean))
+
+
+@register_model("max_lstm", LSTMSettings)
+class MaxLSTM(ActionModel):
+    """Control: the glimpse is the maximum over locations of each channel."""
+
+    small_operations = True
+
+    def make_core(self, settings: LSTMSettings, options: dict[str, Any]) -> AttentionLSTM:
+        return AttentionLSTM(settings, options, MaximumShare(name="attention"), Maximum(name="glimpse"))

@@ -1,0 +1,216 @@
+"""A trained run to ask: a video file or frames in, its classes and where the model looked out.
+
+    run = action_attention.load("runs/first")
+    result = run.predict("clip.mp4")          # or frames, uint8 (n, height, width, 3), with their fps
+    result.top5, result.probabilities, result.attention, result.overlay("out.mp4")
+
+A file goes through the extraction that made the run's features, into a temporary feature cache on disk, and is decoded
+a second time for the overlay, so that memory does not grow with its length.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from action_attention.clips import Clips
+from action_attention.errors import UserError
+from action_attention.evaluation import predict_videos
+from action_attention.features import ArrayFeatures, FeatureCache
+from action_attention.metrics import VideoPrediction, rank_classes
+from action_attention.overlays import draw_overlays, write_video
+from action_attention.runs import Run
+from data_prep.backbones import Backbone, build_backbone
+from data_prep.extract import cache_settings, extract
+from data_prep.videos import VideoReader, resize, sampled
+
+GIF_WIDTH = 360  # pixels; a GIF takes ten times the bytes of an MP4
+BATCH = 32
+
+
+@dataclass
+class Result:
+    """What a model says of a video.
+
+    Attributes:
+        prediction: of every sampled frame.
+        classes: class names by id.
+        vote: how the frames decide.
+        fps: sampled frames per second.
+        read: gives the sampled frames, RGB uint8, each with its time in seconds.
+        sha256: of the file; empty for frames.
+        times: of the frames that were read last, in seconds.
+    """
+
+    prediction: VideoPrediction
+    classes: list[str]
+    vote: str
+    fps: float
+    read: Callable[[], Iterable[tuple[float, np.ndarray]]]
+    sha256: str = ""
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of each sampled frame, `(frames, C)`."""
+        return self.prediction.probabilities
+
+    @property
+    def attention(self) -> np.ndarray:
+        """Of each sampled frame, `(frames, H, W)`; a map's sum is 1."""
+        return self.prediction.attention
+
+    @property
+    def top5(self) -> list[dict[str, Any]]:
+        """The likeliest classes: `class`, `votes` (share of frames won) and `probability` (mean over frames)."""
+        wins = self.probabilities.argmax(axis=1)
+        return [
+            {
+                "class": self.classes[index],
+                "votes": float((wins == index).mean()),
+                "probability": float(self.probabilities[:, index].mean()),
+            }
+            for index in rank_classes(self.probabilities, self.vote)[:5]
+        ]
+
+    def labelled(self, label: str | None) -> "Result":
+        """The same with the true class, so that overlays show what is right. Raises UserError for an unknown class."""
+        if label not in (None, *self.classes):
+            raise UserError(f"the model knows no class {label}; its classes are {', '.join(self.classes)}")
+        known = None if label is None else self.classes.index(label)
+        return replace(self, prediction=replace(self.prediction, label=known))
+
+    def overlay(self, path: str | Path, progress: Callable[[Iterable], Iterable] = iter) -> Path:
+        """Draws what the model says and where it looks over the frames, into an `.mp4` or `.gif`."""
+        path = Path(path)
+        width = GIF_WIDTH if path.suffix == ".gif" else None
+        drawn = draw_overlays(self._frames(), self.prediction, self.classes, self.vote, width=width)
+        write_video(path, progress(drawn), self.fps)
+        return path
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        self.times.clear()
+        for time, frame in self.read():
+            self.times.append(time)
+            yield frame
+
+
+class Recognizer:
+    """A run's model with the backbone that its features came from.
+
+    Args:
+        run: the run.
+        weights: of the backbone, as for `build_backbone`; None for those that the run names.
+        network: the backbone, if there is one already.
+
+    Raises UserError if the model cannot be read, or features as the run's cannot be made.
+    """
+
+    def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
+        self.run, self.config, self.model = run, run.config, run.model()
+        self.fps = run.features["fps"]
+        self.network = network or _build_backbone(run, weights)
+        for key, value in cache_settings(self.network, self.fps).items():
+            if key != "weights" and run.features.get(key) != value:
+                raise UserError(
+                    f"{run.folder} was trained on features with {key}={run.features.get(key)}, but now they have "
+                    f"{key}={value}; give the same --weights, or extract and train again with this version"
+                )
+
+    @property
+    def classes(self) -> list[str]:
+        return self.run.classes
+
+    def predict(
+        self,
+        video: str | Path | np.ndarray,
+        fps: float | None = None,
+        *,
+        vote: str | None = None,
+        scratch: Path | None = None,
+    ) -> Result:
+        """What the model says of a video.
+
+        Args:
+            video: a file, or RGB frames, uint8 `(n, height, width, 3)`.
+            fps: frames per second of such frames; a file has its own.
+            vote: `mode` or `mean`; None for the one that the run was trained with.
+            scratch: folder for the temporary features of a file; None for the system's.
+
+        Raises:
+            UserError: the video cannot be used.
+        """
+        vote = vote or self.config.training.vote
+        if isinstance(video, np.ndarray):
+            return self._predict_frames(video, fps, vote)
+        path = _checked(Path(video))
+        name = f"{path.parent.name}/{path.name}"
+        with tempfile.TemporaryDirectory(prefix=".features-", dir=scratch) as folder:
+            extract(path.parents[1], Path(folder), self.network, fps=self.fps, names=[name])
+            cache = FeatureCache(Path(folder))
+            try:
+                if name in cache.rejects:
+                    raise UserError(
+                        f"{path} cannot be used ({cache.rejects[name]}); give a video that FFmpeg can decode"
+                    )
+                about, prediction = cache.videos[name], self._predict(cache, name)
+            finally:
+                cache.close()
+
+        def read() -> Iterator[tuple[float, np.ndarray]]:
+            reader = VideoReader(path, self.fps)
+            return ((reader.info.sample_time, frame) for frame in reader)
+
+        return Result(prediction, self.classes, vote, about.sampled_fps, read, about.file_sha256)
+
+    def _predict_frames(self, frames: np.ndarray, fps: float | None, vote: str) -> Result:
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
+            raise UserError(f"frames must be uint8 (n, height, width, 3), RGB. Received: {frames.dtype} {frames.shape}")
+        if not fps or fps <= 0:
+            raise UserError(f"frames need their rate: predict(frames, fps=30). Received: fps={fps!r}")
+        kept = list(sampled((number / fps for number in range(len(frames))), self.fps))
+        cubes = []
+        for first in range(0, len(kept), BATCH):
+            batch = [resize(frames[number], self.network.input_size) for number in kept[first : first + BATCH]]
+            padded = np.stack(batch + batch[-1:] * (BATCH - len(batch)))  # one shape: it is traced once
+            cubes.append(self.network(padded)[: len(batch)])
+        name = "frames/given"
+        prediction = self._predict(ArrayFeatures({name: np.concatenate(cubes)}), name)
+        rate = len(kept) / (len(frames) / fps)
+        return Result(prediction, self.classes, vote, rate, lambda: ((n / fps, frames[n]) for n in kept))
+
+    def _predict(self, features: FeatureCache | ArrayFeatures, name: str) -> VideoPrediction:
+        training = self.config.training
+        clips = Clips(
+            features, [name], self.classes, training.clip_length, training.clip_stride, in_memory=False, labelled=False
+        )
+        (prediction,) = predict_videos(self.model, clips, training.batch_size)
+        return prediction
+
+
+def load(run_dir: str | Path, weights: str | None = None) -> Recognizer:
+    """A trained run by its directory, ready to `predict`. Raises UserError if it cannot be read."""
+    return Recognizer(Run.open(Path(run_dir)), weights)
+
+
+def _checked(path: Path) -> Path:
+    """The absolute path of a file whose name a cache can hold. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a video file")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {os.fsencode(path)} is not UTF-8; rename the file or its folder") from None
+    return path.absolute()
+
+
+def _build_backbone(run: Run, weights: str | None) -> Backbone:
+    name, weights = run.features["backbone"].split()[0], weights or run.features["weights"]
+    if weights not in ("imagenet", "random") and not Path(weights).is_file():
+        raise UserError(f"{run.folder} was trained on features of {name} with {run.features['weights']}, and {weights} "
+                        "is not a file here; give the same weights with --weights=FILE")  # fmt: skip
+    return build_backbone(name, weights, run.features["precision"])
