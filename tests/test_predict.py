@@ -17,8 +17,10 @@ from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
 from action_attention.metrics import rank_classes
-from action_attention.training import TrainConfig, train
-from experiments.predict import predict
+from action_attention.registry import Config
+from action_attention.runs import Run
+from action_attention.training import train
+from data_prep.recognizer import Recognizer
 
 ROOT = Path(__file__).parents[1]
 ODD_NAME = '#&()!\'+ "größe" %d $HOME $(error x);`x`.avi'
@@ -30,7 +32,7 @@ def run_dir(tmp_path_factory, cache_folder):
     folder = tmp_path_factory.mktemp("runs") / "run"
     cache = FeatureCache(cache_folder)
     names = sorted(cache.videos)
-    config = TrainConfig.for_model("alstm", clip_length=6, clip_stride=4, batch_size=4, lstm_units=8, epochs=1)
+    config = Config.of("alstm", clip_length=6, clip_stride=4, batch_size=4, lstm_units=8, epochs=1)
     train(config, cache, {"train": names, "validation": [], "test": names}, folder,
           about={"dataset": "tiny", "split": 1, "validation": "none"})  # fmt: skip
     evaluate(folder, cache)
@@ -45,37 +47,38 @@ def decisions(run_dir):
 
 def test_a_video_of_the_dataset_gets_the_decision_that_eval_made_of_its_cached_features(run_dir, videos, tmp_path):
     classes = json.loads((run_dir / "run.json").read_text())["classes"]
-    network, expected = small_network(), decisions(run_dir)
+    recognizer, expected = Recognizer(Run.open(run_dir), network=small_network()), decisions(run_dir)
     for name in sorted(expected)[::3]:
-        video, prediction = predict(run_dir, videos / name, tmp_path, network=network)
+        result = recognizer.predict(videos / name, scratch=tmp_path)
+        prediction = result.prediction
         ranking = [classes[index] for index in rank_classes(prediction.probabilities)]
         wins = prediction.probabilities.argmax(axis=1)
         best = classes.index(ranking[0])
         assert ranking[0] == expected[name]["predicted"]
         assert f"{(wins == best).mean():.4f}" == expected[name]["votes"]
         assert f"{prediction.probabilities[:, best].mean():.4f}" == expected[name]["probability"]
-        assert video.frames == int(expected[name]["frames"]) == len(prediction.attention)
+        assert len(list(result.read())) == int(expected[name]["frames"]) == len(prediction.attention)
         assert (prediction.label, prediction.loss) == (None, None)
         assert " ".join(ranking) == expected[name]["top5"]
     assert not list(tmp_path.iterdir())  # the temporary cache is gone
 
 
-def test_a_run_with_other_weights_is_refused(run_dir, videos, tmp_path):
+def test_a_run_with_other_weights_is_refused(run_dir, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(run_dir, other)
     run = json.loads((other / "run.json").read_text())
     run["cache"]["settings"] |= {"weights": "ours.h5", "weights_sha256": "1" * 64}
     (other / "run.json").write_text(json.dumps(run))
-    video = next(videos.glob("leap/*"))
     with pytest.raises(UserError, match=r"features of VGG16 with ours\.h5, and ours\.h5 is not a file here; give"):
-        predict(other, video, tmp_path)
+        Recognizer(Run.open(other))
     with pytest.raises(UserError, match=r"features with weights_sha256=1{64}, but now they have weights_sha256=0{64}"):
-        predict(other, video, tmp_path, network=small_network())
+        Recognizer(Run.open(other), network=small_network())
 
 
 def test_a_file_that_cannot_be_decoded_is_named_and_leaves_nothing(run_dir, videos, tmp_path):
+    recognizer = Recognizer(Run.open(run_dir), network=small_network())
     with pytest.raises(UserError, match=r"nod/junk\.avi cannot be used \(cannot be opened as a video\); give"):
-        predict(run_dir, videos / "nod" / "junk.avi", tmp_path, network=small_network())
+        recognizer.predict(videos / "nod" / "junk.avi", scratch=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

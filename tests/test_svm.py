@@ -8,7 +8,8 @@ import pytest
 from test_programs import run, succeeds
 
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate, read_predictions
+from action_attention.evaluation import evaluate
+from action_attention.runs import Run
 from experiments import table
 from experiments.svm import choose_penalty, fit, pool, predict
 
@@ -55,7 +56,7 @@ def test_a_run_of_it_stands_in_a_table_and_is_refused_where_frames_are_needed(ca
         rows = list(csv.DictReader(file))
     assert [row["video"] for row in rows] == json.loads((run_dir / "split.json").read_text())["test"]
     assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(metrics["video_top1"])
-    for needs_frames in (lambda: evaluate(run_dir, cache), lambda: read_predictions(run_dir)):
+    for needs_frames in (lambda: evaluate(run_dir, cache), lambda: Run.open(run_dir).predictions()):
         with pytest.raises(UserError, match="is a run of svm, which decides on whole videos and says nothing of their"):
             needs_frames()
     before = (run_dir / "run.json").read_bytes()
