@@ -8,9 +8,9 @@ from scipy.signal import correlate
 from scipy.special import expit as sigmoid
 from scipy.special import softmax
 
-from action_attention.models.alstm import ALSTM, ALSTMSettings
+from action_attention.models.alstm import ALSTM
 from action_attention.models.base import kernel_options
-from action_attention.models.conv_alstm import ConvALSTM, ConvALSTMSettings
+from action_attention.models.conv_alstm import ConvALSTM
 from action_attention.models.inputs import sqrt_l2, with_motion
 from action_attention.models.locations import neighbourhoods, quarters
 from action_attention.models.pooled_lstm import AverageLSTM, MaxLSTM
@@ -138,18 +138,9 @@ RECURRENCES = {
     "alstm": (lambda: core(ALSTM), numpy_alstm),
     "conv_alstm": (lambda: core(ConvALSTM), numpy_conv_alstm),
     "alstm of two cells": (lambda: core(ALSTM, cells=2), numpy_alstm),
-    "alstm without initial states": (
-        lambda: core(ALSTM, ablate="initial"),
-        numpy_alstm,
-    ),
-    "alstm with glimpses of quarters": (
-        lambda: core(ALSTM, glimpse="quarters"),
-        numpy_alstm,
-    ),
-    "alstm that carries no cell state": (
-        lambda: core(ALSTM, cells=2, ablate="carry"),
-        numpy_alstm,
-    ),
+    "alstm without initial states": (lambda: core(ALSTM, ablate="initial"), numpy_alstm),
+    "alstm with glimpses of quarters": (lambda: core(ALSTM, glimpse="quarters"), numpy_alstm),
+    "alstm that carries no cell state": (lambda: core(ALSTM, cells=2, ablate="carry"), numpy_alstm),
     "conv_alstm from the clip's mean, rescaled": (
         lambda: core(ConvALSTM, cells=2, initial="clip", rescale=True, dropout=0.5),
         numpy_conv_alstm,

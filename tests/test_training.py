@@ -13,11 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from action_attention import evaluation, training
 from action_attention.clips import Clips
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate, load_model, predict_videos, read_predictions
+from action_attention.evaluation import evaluate, predict_videos
 from action_attention.features import FeatureCache
 from action_attention.files import locked
-from action_attention.models import MODEL_NAMES
-from action_attention.training import TrainConfig, train
+from action_attention.registry import Config, find_model, model_names
+from action_attention.runs import Run, state_variables
+from action_attention.settings import kind
+from action_attention.training import train
 from data_prep.splits import make_split, make_tags
 from data_prep.videos import frame_reader
 
@@ -31,13 +33,14 @@ def split(cache):
 
 
 def config(model="alstm", **overrides):
-    return TrainConfig.for_model(
-        model, **{"clip_length": 6, "batch_size": 4, "lstm_units": 4, "learning_rate": 1e-3, "epochs": 2, **overrides}
+    units = {"lstm_units": 4} if "lstm_units" in find_model(model).fields else {}
+    return Config.of(
+        model, **{"clip_length": 6, "batch_size": 4, **units, "learning_rate": 1e-3, "epochs": 2, **overrides}
     )
 
 
 def weights_of(run_dir):
-    return [weight.tobytes() for weight in load_model(run_dir).get_weights()]
+    return [weight.tobytes() for weight in Run.open(run_dir).model().get_weights()]
 
 
 def history_of(run_dir):
@@ -74,11 +77,11 @@ def finished(tmp_path_factory, cache_folder, videos):
 
 def test_the_table_of_hyper_parameters_is_the_default():
     """reference: the tutorial's table."""
-    alstm, conv = TrainConfig.for_model("alstm"), TrainConfig.for_model("conv_alstm")
-    assert (alstm.batch_size, alstm.clip_length, alstm.lstm_units, alstm.dropout) == (16, 30, 512, 0.5)
-    assert (alstm.attention_penalty, alstm.weight_decay, alstm.learning_rate) == (0.5, 0, 1e-4)
-    assert (conv.lstm_units, conv.attention_penalty, conv.weight_decay, conv.dropout) == (256, 0, 0, 0.5)
-    assert TrainConfig.for_model("conv_alstm", lstm_units=8, dropout=None).lstm_units == 8
+    table = {"batch_size": 16, "clip_length": 30, "dropout": 0.5, "weight_decay": 0, "learning_rate": 1e-4}
+    alstm, conv = Config.of("alstm").flat(), Config.of("conv_alstm").flat()
+    assert alstm.items() >= {**table, "lstm_units": 512, "attention_penalty": 0.5}.items()
+    assert conv.items() >= {**table, "lstm_units": 256, "attention_penalty": 0}.items()
+    assert Config.of("conv_alstm", lstm_units=8, dropout=None).settings.lstm_units == 8
 
 
 def test_a_run_directory_explains_itself(finished, cache_folder):
@@ -125,7 +128,7 @@ def test_predictions_come_back_from_the_files(finished, cache, split):
     """Every frame's attention and probabilities, as the model gave them, in float32."""
     run_dir, run, _ = finished
     clips = Clips(cache, split["test"], run["classes"], 6)
-    given, read = predict_videos(load_model(run_dir), clips, 4), read_predictions(run_dir, "test")
+    given, read = predict_videos(Run.open(run_dir).model(), clips, 4), Run.open(run_dir).predictions("test")
     assert [(p.name, p.label) for p in read] == [(p.name, p.label) for p in given]
     for ours, theirs in zip(read, given, strict=True):
         assert ours.attention.dtype == ours.probabilities.dtype == np.float32
@@ -138,18 +141,18 @@ def test_predictions_that_are_absent_or_do_not_fit_are_refused(finished, tmp_pat
     shutil.copytree(finished[0], run_dir)
     folder = run_dir / "eval" / "test"
     with pytest.raises(UserError, match=r"holds no frames\.npz.*make eval RUN_DIR=\S+ ARGS=.--subset=train"):
-        read_predictions(run_dir, "train")
+        Run.open(run_dir).predictions("train")
     lines = (folder / "predictions.csv").read_text().splitlines()
     for damage in (lines[:-1], lines[:1], [line.replace("nod", "swim") for line in lines]):
         (folder / "predictions.csv").write_text("\n".join(damage))
         with pytest.raises(UserError, match=r"do not fit together .*make them again with `make eval"):
-            read_predictions(run_dir)
+            Run.open(run_dir).predictions()
     (folder / "predictions.csv").write_text("\n".join(lines))
     whole = (folder / "frames.npz").read_bytes()
     for damage in (whole[: len(whole) // 2], b"PK", b""):
         (folder / "frames.npz").write_bytes(damage)
         with pytest.raises(UserError, match="do not fit together"):
-            read_predictions(run_dir)
+            Run.open(run_dir).predictions()
 
 
 def test_an_evaluation_that_dies_leaves_no_frames_of_an_earlier_one(finished, cache, tmp_path, monkeypatch):
@@ -159,7 +162,7 @@ def test_an_evaluation_that_dies_leaves_no_frames_of_an_earlier_one(finished, ca
     with pytest.raises(ZeroDivisionError):
         evaluate(run_dir, cache, "test")
     with pytest.raises(UserError, match=r"holds no frames\.npz"):
-        read_predictions(run_dir, "test")
+        Run.open(run_dir).predictions("test")
 
 
 def test_the_best_epoch_is_chosen_on_validation_videos_and_kept(finished, cache, split):
@@ -172,7 +175,7 @@ def test_the_best_epoch_is_chosen_on_validation_videos_and_kept(finished, cache,
     assert run["best"]["epoch"] == best["epoch"]
 
 
-@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("model", model_names())
 def test_a_seed_repeats_a_run_bit_for_bit(model, cache, split, tmp_path):
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         train(config(model, epochs=1, seed=seed), cache, split, tmp_path / name, about=ABOUT)
@@ -314,7 +317,7 @@ def test_a_state_or_setting_of_another_version_is_refused(finished, cache, split
     run_dir = edit(finished[0], tmp_path / "2")
     with np.load(run_dir / "last_state.npz") as state:
         arrays = dict(state)
-    for name, value in (("variable_000", np.zeros(3)), ("variable_999", np.zeros(3)), ("progress", np.array("{}"))):
+    for name, value in (("dropout/seed", np.zeros(3)), ("another", np.zeros(3)), ("progress", np.array("{}"))):
         np.savez(run_dir / "last_state.npz", **{**arrays, name: value})
         with pytest.raises(UserError, match=r"last_state\.npz is damaged or of another version .*; train again with"):
             train(config(epochs=3), cache, split, run_dir, about=ABOUT, resume=True)
@@ -322,38 +325,89 @@ def test_a_state_or_setting_of_another_version_is_refused(finished, cache, split
 
 
 def test_a_model_that_is_not_the_runs_is_refused(finished, cache, tmp_path):
-    model = training.new_model(config("softmax"), 3)
+    model = training.new_model(config("softmax"), 3, cache.cube_shape)
     run_dir = edit(finished[0], tmp_path)
     model.save(run_dir / "model.keras")
     with pytest.raises(
         UserError, match=r"not this run's model: it has name=softmax, run\.json says name=alstm; put back"
     ):
-        load_model(run_dir)
+        Run.open(run_dir).model()
     run_dir = edit(finished[0], tmp_path / "2", classes=["leap", "nod"])
     with pytest.raises(UserError, match=r"it has classes=3, run\.json says classes=2"):
-        load_model(run_dir)
+        Run.open(run_dir).model()
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(run_dir / "model.keras")
     with pytest.raises(UserError, match=r"it has name=None, run\.json says name=alstm"):
-        load_model(run_dir)
+        Run.open(run_dir).model()
 
 
-def test_cells_are_for_models_that_have_them():
-    with pytest.raises(UserError, match="--cells=2 is for the recurrent models; softmax has no cell"):
-        TrainConfig.for_model("softmax", cells=2)
-    assert TrainConfig.for_model("max_lstm", cells=2).cells == 2
+@pytest.mark.parametrize(
+    ("model", "setting", "value", "of"),
+    [
+        ("softmax", "cells", 2, "alstm, conv_alstm, avg_lstm, max_lstm"),
+        ("max_lstm", "glimpse", "quarters", "alstm, avg_lstm"),
+        ("alstm", "head", "pool", "conv_alstm"),
+        ("conv_alstm", "ablate", "carry", "alstm, avg_lstm, max_lstm"),
+    ],
+)
+def test_a_setting_is_for_the_models_that_have_it(model, setting, value, of):
+    """Elsewhere only a default may be given, which says nothing: flag files of several models hold it."""
+    with pytest.raises(UserError, match=f"^--{setting}={value} is for {of}, not for {model}$"):
+        Config.of(model, **{setting: value})
+    first = of.split(", ")[0]
+    assert Config.of(first, **{setting: value}).flat()[setting] == value
+    assert setting not in Config.of(model, **{setting: Config.of(first).flat()[setting]}).flat()
 
 
-def test_glimpses_of_quarters_are_for_models_that_have_them():
-    with pytest.raises(UserError, match="--glimpse=quarters is for alstm and avg_lstm, not for max_lstm"):
-        TrainConfig.for_model("max_lstm", glimpse="quarters")
-    assert TrainConfig.for_model("avg_lstm", glimpse="quarters").glimpse == "quarters"
+@pytest.mark.parametrize("model", model_names())
+def test_a_config_comes_back_from_what_a_run_writes_down(model):
+    """Also beside the settings of other models, which version 0.1 wrote down for each."""
+    config = config_of_nothing_usual(model)
+    flat = json.loads(json.dumps(config.flat()))
+    assert Config.read(flat) == Config.read({"glimpse": 3, "head": None, "lstm_units": 5, **flat}) == config
+
+
+def config_of_nothing_usual(model):
+    """Every setting has another value than its default."""
+    values = {}
+    for name, field in find_model(model).fields.items():
+        number = field.default if type(field.default) in (int, float) and field.default else 1
+        of_kind = {bool: not field.default, float: number / 2, int: number + 1}
+        choices = [choice for choice in field.metadata["choices"] if choice != field.default]
+        values[name] = choices[0] if choices else of_kind[kind(field)]
+    return Config.of(model, **values)
+
+
+def test_a_state_is_kept_by_names_that_do_not_depend_on_what_the_process_made_before(cache):
+    """Two layers of equal shape cannot change places unseen, and a second model's layers are called as the first's."""
+
+    def names():
+        model = training.new_model(config(cells=2, channel_dropout=0.1), 3, cache.cube_shape)
+        training.compile_model(model, config(), 1)
+        model.optimizer.build(model.trainable_variables)
+        return [name for name in state_variables(model)]
+
+    first = names()
+    assert first == names()
+    assert len(first) == len(set(first))
+    assert {"alstm/core/attention/mlp2/kernel", "alstm/core/lstm2/recurrent_kernel", "adam/iteration"} < set(first)
+    assert {"core_dropout/seed", "channel_dropout/seed", "dropout/seed"} < set(first)
+    assert not [name for name in first if "#" in name]  # no two are called alike
+
+
+def test_a_state_without_names_is_refused(finished, cache, split, tmp_path):
+    run_dir = edit(finished[0], tmp_path)
+    with np.load(run_dir / "last_state.npz") as state:
+        progress, arrays = state["progress"], [state[name] for name in state.files if name != "progress"]
+    np.savez(run_dir / "last_state.npz", progress=progress, **{f"variable_{n:03}": v for n, v in enumerate(arrays)})
+    with pytest.raises(UserError, match=r"\(its arrays have no names, as those of version 0\.1\); train again with"):
+        train(config(epochs=3), cache, split, run_dir, about=ABOUT, resume=True)
 
 
 def test_a_run_of_a_version_that_knew_fewer_settings_resumes_with_their_defaults(finished, cache, split, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     written = json.loads((run_dir / "run.json").read_text())
-    for setting in ("cells", "head", "motion", "normalize"):
+    for setting in ("cells", "glimpse", "motion", "normalize"):
         del written["config"][setting]
     (run_dir / "run.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match="trained with cells=1, now cells=2"):
@@ -365,11 +419,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(cache, sp
     with pytest.raises(
         UserError, match=r"the loss is nan in epoch 0, step 1; .* holds no state yet, train anew with a"
     ):
-        train(config(learning_rate=float("nan")), cache, split, tmp_path / "run", about=ABOUT)
+        train(config(learning_rate=1e39), cache, split, tmp_path / "run", about=ABOUT)
     assert not (tmp_path / "run" / "last_state.npz").exists()
     # the only step of the epoch: its loss is that of the weights before it
     with pytest.raises(UserError, match="the last step of epoch 0 left weights that are not finite"):
-        train(config(learning_rate=float("nan"), batch_size=99), cache, split, tmp_path / "one", about=ABOUT)
+        train(config(learning_rate=1e39, batch_size=99), cache, split, tmp_path / "one", about=ABOUT)
     assert not (tmp_path / "one" / "last_state.npz").exists()
 
 
@@ -385,7 +439,7 @@ def test_a_damaged_model_or_run_is_one_sentence(finished, tmp_path, cache):
     run_dir = edit(finished[0], tmp_path)
     (run_dir / "model.keras").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"cannot be read as a model of this version.* it was made by git"):
-        load_model(run_dir)
+        Run.open(run_dir).model()
     for damage in ("", "[]", '{"config": 3}', "nothing"):
         (run_dir / "run.json").write_text(damage)
         with pytest.raises(UserError, match=r"run\.json or split\.json is damaged .*; train again"):
@@ -401,7 +455,7 @@ def test_overlapping_clips_count_every_frame_once(finished, cache, split):
     run_dir, run, _ = finished
     clips = Clips(cache, split["test"], run["classes"], 6, 1)
     assert len(clips) > len(split["test"])
-    for prediction in predict_videos(load_model(run_dir), clips, 4):
+    for prediction in predict_videos(Run.open(run_dir).model(), clips, 4):
         assert len(prediction.probabilities) == len(prediction.attention) == cache.videos[prediction.name].frames
         np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1)
         np.testing.assert_allclose(prediction.attention.sum(axis=(1, 2)), 1, rtol=1e-5)
