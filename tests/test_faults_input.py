@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,16 +24,17 @@ from playwright.sync_api import sync_playwright
 import data_prep.extract as extraction
 from action_attention import evaluation
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate, load_model, read_predictions
+from action_attention.evaluation import evaluate
 from action_attention.features import SETTINGS, FeatureCache
-from action_attention.training import TrainConfig, new_model, train
+from action_attention.registry import Config
+from action_attention.runs import Run
+from action_attention.training import new_model, train
 from data_prep import hmdb51
 from data_prep.backbones import build_backbone
 from data_prep.hmdb51 import unpack
+from data_prep.recognizer import Recognizer
 from data_prep.splits import make_split, make_tags, read_lists
-from experiments import report
-from experiments.predict import predict
-from experiments.train import choose_split
+from experiments import options, report
 from tests import test_report
 from tests.conftest import CLASSES, write_video
 from tests.test_hmdb51 import pack, rar, tree
@@ -45,6 +45,7 @@ from tests.test_training import ABOUT, config, edit, history_of
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+CUBE = (7, 7, 512)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_features_of_another_kind(run_dir, videos, network, tmp_path, monkeypatc
     for key in original(network, 15.0).keys() - {"weights", "fps"}:
         about = {**run["cache"], "settings": {**run["cache"]["settings"], key: "another"}}
         with pytest.raises(UserError, match=rf"features with {key}=another, but now they have {key}=.*; give the same"):
-            predict(edit(run_dir, tmp_path / f"run-{key}", cache=about), videos / name, tmp_path, network=network)
+            Recognizer(Run.open(edit(run_dir, tmp_path / f"run-{key}", cache=about)), network=network)
         refused += 1
     fault(
         "A cache of other weights, precision, preprocessing, size or frame rate than the model's (eval, predict)",
@@ -94,7 +95,7 @@ def read_names(run_dir):
     return json.loads((run_dir / "split.json").read_text())["test"]
 
 
-def test_lists_that_name_what_the_cache_lacks(cache, tmp_path, capsys, fault):
+def test_lists_that_name_what_the_cache_lacks(cache, tmp_path, capsys, monkeypatch, fault):
     tried = 0
     for missing in (1, 9, 25):
         folder = tmp_path / str(missing)
@@ -106,13 +107,14 @@ def test_lists_that_name_what_the_cache_lacks(cache, tmp_path, capsys, fault):
             (folder / f"{class_name}_test_split1.txt").write_text("".join(lines + gone))
         args = SimpleNamespace(splits=folder, split=1, dataset=None, allow_missing=False, duplicates="allow")
         first = ", ".join(f"nod/gone{n:02}_nod_0.avi" for n in range(min(missing, 10)))
+        monkeypatch.setattr(options.flags, "FLAGS", args)
         with pytest.raises(UserError) as raised:
-            choose_split(args, cache, tmp_path, 0)
+            options.split_as_flagged(cache, tmp_path, 0)
         assert f"lacks {missing} videos of the lists: {first}; extract them, or train without them by" in str(
             raised.value
         )
         args.allow_missing = True
-        split, about = choose_split(args, cache, tmp_path, 0, "none")
+        split, about = options.split_as_flagged(cache, tmp_path, 0, "none")
         assert f"WARNING: {cache.folder} lacks {missing} videos of the lists: {first}; they are left out" in (
             capsys.readouterr().err
         )
@@ -164,15 +166,16 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
     before, refused = tree(run_dir), 0
     others = {
         "model": "softmax", "mixed_precision": True, "mirror": True, "schedule": "cosine", "vote": "mean", "cells": 2,
-        "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "carry",
+        "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "carry", "dropout": 0.25,
+        "glimpse": "quarters",
     }  # fmt: skip
-    only_conv = {"head", "initial", "rescale"}
-    for field in fields(TrainConfig):
-        if field.name in {"epochs", "patience"} | only_conv:
+    settings = config(epochs=1).flat()
+    for name, there in settings.items():
+        if name in ("epochs", "patience"):
             continue
-        value = others.get(field.name) or getattr(config(), field.name) * 2 + 1
-        asked = TrainConfig(**{**vars(config(epochs=1)), field.name: value})
-        with pytest.raises(UserError, match=rf"was trained with {field.name}=.*, now {field.name}=.* is asked for"):
+        value = others.get(name) or there * 2 + 1
+        asked = config(value, epochs=1) if name == "model" else Config.read({**settings, name: value})
+        with pytest.raises(UserError, match=rf"was trained with {name}=.*, now {name}=.* is asked for"):
             train(asked, cache, split, run_dir, resume=True)
         refused += 1
     for subset in split:
@@ -190,6 +193,10 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
         "--resume with another setting, other videos, other features", refused,
         "refused, naming what differs; the run stays as it is", f"{refused} refused, not a byte changed",
     )  # fmt: skip
+
+
+def load(folder):
+    return Run.open(folder).model()
 
 
 def rewrite_keras(path, change):
@@ -221,19 +228,22 @@ def test_runs_of_other_versions(run_dir, cache, split, tmp_path, fault):
     # model files
     model = edit(run_dir, tmp_path / "model")
     rewrite_keras(model / "model.keras", lambda c: {**c, "config": {**c["config"], "wings": 2}})
-    check(rf"cannot be read as a model of this version, with Keras .*{made_by}", load_model, model)
+    check(rf"cannot be read as a model of this version, with Keras .*{made_by}", load, model)
     rewrite_keras(model / "model.keras", lambda c: {**c, "config": {}, "registered_name": "action_attention>Winged"})
-    check(rf"cannot be read as a model of this version, with Keras .*{made_by}", load_model, model)
+    check(rf"cannot be read as a model of this version, with Keras .*{made_by}", load, model)
     for other in (config("softmax"), config(lstm_units=8), config(dropout=0.25), config(cells=2)):
-        new_model(other, 3).save(model / "model.keras")
-        check(r"is not this run's model: it has .*, run\.json says .*; put back", load_model, model)
+        new_model(other, 3, CUBE).save(model / "model.keras")
+        check(r"is not this run's model: it has .*, run\.json says .*; put back", load, model)
     # states
     state = edit(run_dir, tmp_path / "state")
     with np.load(state / "last_state.npz") as saved:
         arrays = dict(saved)
-    fewer = {name: array for name, array in arrays.items() if name != "variable_003"}
-    for damage in (fewer, {**arrays, "variable_999": np.zeros(3)}, {**arrays, "variable_000": np.zeros((2, 2))},
-                   {**arrays, "progress": np.array("{}")}):  # fmt: skip
+    names = sorted(arrays.keys() - {"progress"})
+    fewer = {name: array for name, array in arrays.items() if name != names[3]}
+    by_position = {f"variable_{number:03}": arrays[name] for number, name in enumerate(names)}  # as of version 0.1
+    by_position["progress"] = arrays["progress"]
+    for damage in (fewer, {**arrays, "another": np.zeros(3)}, {**arrays, names[0]: np.zeros((2, 2))},
+                   {**arrays, "progress": np.array("{}")}, by_position):  # fmt: skip
         np.savez(state / "last_state.npz", **damage)
         check(rf"last_state\.npz is damaged or of another version.*{made_by}", train, config(epochs=2), cache, split,
               state, resume=True)  # fmt: skip
@@ -274,14 +284,14 @@ def hostile_models(canary):
 
     def of_config(**config):
         def write(path):
-            new_model(TrainConfig("softmax"), 3).save(path)
+            new_model(Config.of("softmax"), 3, CUBE).save(path)
             rewrite_keras(path, lambda _: config)
 
         return write
 
     def of_part(**part):
         def write(path):
-            new_model(TrainConfig("softmax"), 3).save(path)
+            new_model(Config.of("softmax"), 3, CUBE).save(path)
             rewrite_keras(path, lambda c: {**c, "config": {**c["config"], "dtype": part}})
 
         return write
@@ -294,7 +304,7 @@ def hostile_models(canary):
         path.with_suffix(".h5").rename(path)
 
     def of_npz(path):
-        new_model(TrainConfig("softmax"), 3).save(path)
+        new_model(Config.of("softmax"), 3, CUBE).save(path)
         weights = io.BytesIO()
         np.savez(weights, a=np.array([Canary(canary)], object))
         with zipfile.ZipFile(path) as archive:
@@ -335,11 +345,13 @@ def test_model_and_array_files_that_carry_code(run_dir, cache, split, tmp_path, 
     for write in hostile_models(canary).values():
         write(copy / "model.keras")
         with pytest.raises(UserError, match=r"cannot be read as a model|is not this run's model"):
-            load_model(copy)
+            load(copy)
         refused += 1
     shutil.copy(run_dir / "model.keras", copy)
     code = np.array([Canary(canary)], object)
-    for name in ("progress", "variable_000"):
+    with np.load(run_dir / "last_state.npz") as saved:
+        variable = min(set(saved.files) - {"progress"})
+    for name in ("progress", variable):
         with np.load(run_dir / "last_state.npz") as saved:
             np.savez(copy / "last_state.npz", **{**saved, name: code})
         with pytest.raises(UserError, match=r"last_state\.npz is damaged or of another version \(Object arrays cannot"):
@@ -353,10 +365,10 @@ def test_model_and_array_files_that_carry_code(run_dir, cache, split, tmp_path, 
         with np.load(run_dir / "eval" / "test" / "frames.npz") as saved:
             np.savez(frames, **{**saved, name: code})
         with pytest.raises(UserError, match="do not fit together"):
-            read_predictions(copy)
+            Run.open(copy).predictions()
     frames.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(UserError, match="do not fit together"):
-        read_predictions(copy)
+        Run.open(copy).predictions()
     weights = tmp_path / "vgg.h5"
     weights.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(UserError, match="holds no weights of VGG16"):
@@ -550,7 +562,7 @@ def test_names_come_back_from_csv_files_and_never_run_in_the_report(tmp_path, mo
     folder = test_report.make_run(tmp_path / "run", 1, videos=len(NAMES) * 4, classes=HOSTILE_CLASSES)
     names = [row["video"] for row in test_report.rows_of(folder)]
     assert {name.split("/", 1)[1] for name in names} >= {NAMES[0], NAMES[-1]}
-    assert [prediction.name for prediction in read_predictions(folder)] == names
+    assert [prediction.name for prediction in Run.open(folder).predictions()] == names
     tags = {name: 1 + number % 2 for number, name in enumerate(sorted(set(names)))}
     with (tmp_path / "split.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
@@ -593,8 +605,9 @@ from pathlib import Path
 from absl import flags
 from conftest import small_network
 from action_attention.errors import UserError
+from data_prep import recognizer
 from experiments import predict
-predict.build_backbone = lambda *_: small_network()
+recognizer.build_backbone = lambda *_: small_network()
 predict.define_flags()
 said = {}
 for number, path in enumerate(sorted(Path(os.fsencode(sys.argv[3]).decode("utf-8", "surrogateescape")).iterdir())):
@@ -626,7 +639,7 @@ def test_predict_of_files_with_any_name(run_dir, tmp_path, fault):
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     for name, result in json.loads((tmp_path / "said.json").read_text()).items():
         if isinstance(result, str):
-            assert re.search(r"the name of --video=b'.*' is not UTF-8; rename the file or its folder", result), result
+            assert re.search(r"the name of b'.*' is not UTF-8; rename the file or its folder", result), result
             assert "\\udc" in name
             rejected += 1
         else:

@@ -17,8 +17,7 @@ from action_attention.features import FeatureCache
 from data_prep.extract import extract
 from data_prep.sample import make_sample
 from data_prep.splits import read_lists
-from experiments import table
-from experiments.train import choose_split
+from experiments import options, table
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("action_attention", "data_prep", "experiments")
@@ -149,7 +148,7 @@ def test_lists_that_name_videos_the_cache_lacks_are_refused_unless_allowed(cache
     assert (about["missing"], about["split"]) == (missing, "1 without 2 missing videos")
 
 
-def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, tmp_path, capsys):
+def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, tmp_path, capsys, monkeypatch):
     root, lists = tmp_path / "videos", tmp_path / "mine.csv"
     names = [f"{name}/film{film}_{name}_f_nm_{n}.avi" for n, name in enumerate(CLASSES) for film in range(4)]
     for name in names:
@@ -160,10 +159,11 @@ def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, t
     subsets = ["train", "train", "validation", "test"]
     lists.write_text("video,subset\n" + "".join(f"{name},{subsets[n % 4]}\n" for n, name in enumerate(names)))
     args = SimpleNamespace(splits=lists, split=1, dataset=None, allow_missing=False)
+    monkeypatch.setattr(options.flags, "FLAGS", args)
     cache = FeatureCache(tmp_path / "features")
     for policy, kept in (("allow", 6), ("drop_train", 5)):
         args.duplicates = policy
-        split, about = choose_split(args, cache, tmp_path, seed=0)
+        split, about = options.split_as_flagged(cache, tmp_path, seed=0)
         assert {subset: len(videos) for subset, videos in split.items()} == {"train": kept, "validation": 3, "test": 3}
         assert (names[0] in split["train"]) == (policy == "allow")
         without = "" if policy == "allow" else " without 1 copies"
@@ -173,7 +173,7 @@ def test_a_csv_split_and_what_becomes_of_copies_on_both_sides(network, videos, t
         assert capsys.readouterr().err.startswith(said + {"allow": "kept", "drop_train": "left out"}[policy])
     args.duplicates = "error"
     with pytest.raises(UserError, match=r"1 videos have the same bytes .*; --duplicates=allow keeps them, drop_train"):
-        choose_split(args, cache, tmp_path, seed=0)
+        options.split_as_flagged(cache, tmp_path, seed=0)
 
 
 def dangerous_calls(source: str) -> list[str]:

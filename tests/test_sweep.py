@@ -18,10 +18,10 @@ from test_programs import ROOT, succeeds
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
+from data_prep.datasets import choose_split
 from data_prep.splits import validation_folds
 from experiments import sweep as program
 from experiments.sweep import Sweep, finished, missing_tickets, open_study, work, write_results
-from experiments.train import choose_split
 
 optuna = pytest.importorskip("optuna")
 SMALL = {"clip_length": 6, "batch_size": 8}
@@ -82,12 +82,11 @@ def test_only_a_split_without_test_videos_can_be_had_from_a_cache_without_them(c
         class_name, file_name = name.split("/")
         with (tmp_path / f"{class_name}_test_split1.txt").open("a") as file:
             file.write(f"{file_name} 1 \nfilm9_{file_name} 2 \n")
-    args = SimpleNamespace(splits=tmp_path, split=1, dataset=None, allow_missing=False, duplicates="allow")
-    split, about = choose_split(args, cache, tmp_path, 0, test=False)
+    split, about, _ = choose_split(cache, tmp_path, 1, made_in=tmp_path, test=False)
     assert sorted(split["train"] + split["validation"]) == sorted(cache.videos)
     assert (split["test"], about["split"]) == ([], 1)
     with pytest.raises(UserError, match="lacks 12 videos of the lists: leap/film9_"):
-        choose_split(args, cache, tmp_path, 0)
+        choose_split(cache, tmp_path, 1, made_in=tmp_path)
 
 
 def test_a_half_trial_counts_nowhere_and_its_ticket_is_given_out_again(cache_folder, tmp_path):
@@ -105,7 +104,7 @@ def test_a_half_trial_counts_nowhere_and_its_ticket_is_given_out_again(cache_fol
 
 
 def test_a_trial_that_diverges_is_one_that_was_stopped_and_counts(cache_folder, tmp_path):
-    sweep = a_sweep(cache_folder, tmp_path / "sweep", learning_rate=float("nan"))
+    sweep = a_sweep(cache_folder, tmp_path / "sweep", learning_rate=1e38, batch_size=2)
     study = open_study(sweep, {})
     do(sweep, 0)
     assert [trial.state.name for trial in finished(study)] == ["PRUNED"]
