@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import statistics
 import tempfile
@@ -28,9 +29,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,7 +49,8 @@ from absl import flags, logging
 from action_attention.clips import Clips, class_names
 from action_attention.evaluation import predict_videos
 from action_attention.features import FeatureCache, write_json
-from action_attention.training import TrainConfig, choose_threads, compile_model, new_model, train
+from action_attention.registry import Config
+from action_attention.training import choose_threads, compile_model, new_model, train
 from data_prep import program
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
@@ -111,7 +114,9 @@ class Bench:
 
     @cached_property
     def names(self) -> list[str]:
-        return spread(self.videos)
+        """24 videos of many classes."""
+        names = list_videos(self.videos)
+        return names[:: max(1, len(names) // 24)][:24]
 
     def batches(self) -> Iterator[Batch]:
         """Batches of their frames."""
@@ -126,14 +131,12 @@ class Bench:
         names = list(self.cache.videos)[:videos]
         return Clips(self.cache, names, class_names(names), self.clip_length, in_memory=in_memory)
 
-    def config(self, model: str, **overrides) -> TrainConfig:
-        return TrainConfig.for_model(model, clip_length=self.clip_length, **overrides)
-
-
-def spread(videos: Path) -> list[str]:
-    """24 videos of many classes."""
-    names = list_videos(videos)
-    return names[:: max(1, len(names) // 24)][:24]
+    def model(self, name: str, classes: int = CLASSES, build: Callable = new_model, **settings) -> keras.Model:
+        """A new model, ready to be trained."""
+        config = Config.of(name, clip_length=self.clip_length, **settings)
+        model = build(config, classes)
+        compile_model(model, config, STEPS)
+        return model
 
 
 def in_turn(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
@@ -154,10 +157,10 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
-def in_fresh_process(function: Callable, *arguments):
-    """What a function of this module returns in a new process, which has threads and memory of its own."""
+def in_fresh_process(function: Callable, bench: Bench, *arguments):
+    """What a function of this module returns in a new process, which has threads, memory, network and cache anew."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
+        return process.submit(function, replace(bench), *arguments).result()
 
 
 def network(bench: Bench) -> list[Row]:
@@ -194,7 +197,7 @@ def accuracy(bench: Bench) -> list[Row]:
             cache = FeatureCache(features)
             for seed in range(5):
                 split = make_split(make_tags(sorted(cache.videos), seed), "source", seed)
-                config = TrainConfig.for_model("alstm", clip_length=2, epochs=10, seed=seed)
+                config = Config.of("alstm", clip_length=2, epochs=10, seed=seed)
                 run = train(config, cache, split, Path(folder) / f"{name}-{seed}")
                 found.append(100 * run["best"]["val_video_top1"])
     apart = np.subtract(right["bfloat16"], right["float32"])
@@ -227,87 +230,66 @@ def extraction(bench: Bench) -> list[Row]:
 def lstm_step(bench: Bench) -> list[Row]:
     """A training step of ALSTM beside the same model in PyTorch, which computes in float32 on all cores."""
     choose_threads("alstm")
-    features, mask, labels = whole_clips(bench)
-    constant, config, rows = constant_batch(features, mask, labels), bench.config("alstm"), []
+    features, labels, batches = whole_clips(bench)
     contest = {
-        "float32": fitted("alstm", config, constant),
-        "bfloat16": fitted("alstm", bench.config("alstm", mixed_precision=True), constant),
+        "float32": fitted(bench.model("alstm"), batches),
+        "bfloat16": fitted(bench.model("alstm", mixed_precision=True), batches),
     }
-    make = partial(peers.torch_alstm_step, features.shape[2:], CLASSES, 512, config.dropout, config.attention_penalty,
-                   config.learning_rate)  # fmt: skip
     for name, compiled in (("eager", False), ("compiled", True)):
-        step = make(compiled=compiled)
+        step = peers.torch_alstm_step(features.shape[2:], CLASSES, Config.of("alstm"), compiled)
         contest[name] = lambda step=step: [step(features, labels) for _ in range(STEPS)]
     seconds = in_turn(bench.rounds, **contest)
     speeds = {name: STEPS * len(features) / statistics.median(taken) for name, taken in seconds.items()}
-    for precision_ in ("float32", "bfloat16"):
-        for peer, goal in (("eager", 1.5), ("compiled", 1.0)):
-            value = ratio(seconds, peer, precision_)
-            rows.append(Row(f"ALSTM step, {precision_}", f"PyTorch {peer}, float32", value, goal, detail=speeds))
-    return rows
+    return [
+        Row(f"ALSTM step, {ours}", f"PyTorch {peer}, float32", ratio(seconds, peer, ours), goal, detail=speeds)
+        for ours in ("float32", "bfloat16")
+        for peer, goal in (("eager", 1.5), ("compiled", 1.0))
+    ]
 
 
 def conv_lstm_step(bench: Bench) -> list[Row]:
     """A training step of ConvALSTM beside Keras' own ConvLSTM cell in the same loop."""
-    features, mask, labels = whole_clips(bench)
-    constant, config = constant_batch(features, mask, labels), bench.config("conv_alstm")
-    plain = peers.PlainConvALSTM(CLASSES, config.lstm_units, config.dropout)
+    features, _, batches = whole_clips(bench)
     seconds = in_turn(
-        max(1, bench.rounds - 1), plain=fitted(plain, config, constant),
-        ours=fitted("conv_alstm", bench.config("conv_alstm", mixed_precision=True), constant),
+        max(1, bench.rounds - 1), plain=fitted(bench.model("conv_alstm", build=peers.plain_conv_alstm), batches),
+        ours=fitted(bench.model("conv_alstm", mixed_precision=True), batches),
     )  # fmt: skip
     speeds = {name: STEPS * len(features) / statistics.median(taken) for name, taken in seconds.items()}
     against = "Keras' ConvLSTM2D cell unrolled, float32"
     return [Row("ConvALSTM step, bfloat16", against, ratio(seconds, "plain", "ours"), 2.0, detail=speeds)]
 
 
-def whole_clips(bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """16 clips without padding."""
+def whole_clips(bench: Bench) -> tuple[np.ndarray, np.ndarray, tf.data.Dataset]:
+    """Features and labels of 16 clips without padding, and the batch of them for ever."""
     clips = bench.clips()
     whole = [index for index, clip in enumerate(clips.clips) if clip.frames == bench.clip_length][:16]
-    return clips.load(np.array(whole))
-
-
-def constant_batch(features: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> tf.data.Dataset:
-    """The same batch for ever."""
+    features, mask, labels = clips.load(np.array(whole))
     batch = ({"features": features, "mask": mask}, {"logits": labels, "attention": mask})
-    return tf.data.Dataset.from_tensors(batch).repeat()
+    return features, labels, tf.data.Dataset.from_tensors(batch).repeat()
 
 
-def fitted(model: str | keras.Model, config: TrainConfig, batches: tf.data.Dataset) -> Callable[[], object]:
+def fitted(model: keras.Model, batches: tf.data.Dataset, steps: int = STEPS) -> Callable[[], object]:
     """Training of some steps, to be timed."""
-    model = new_model(config, CLASSES) if isinstance(model, str) else model
-    compile_model(model, config, STEPS)
-    return lambda: model.fit(batches, steps_per_epoch=STEPS, shuffle=False, verbose=0)
+    return lambda: model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
 
 
 def data(bench: Bench) -> list[Row]:
     """What waiting for data costs ALSTM's training: nothing where the cache fits in memory."""
     choose_threads("alstm")
-    config = bench.config("alstm")
-    model = new_model(config, CLASSES)
-    compile_model(model, config, STEPS)
-    clips = bench.clips()
+    model, clips, endless, steps = bench.model("alstm"), bench.clips(), range(10_000), 4 * STEPS
     constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat()
-
-    def fit(dataset):
-        return lambda: model.fit(dataset, steps_per_epoch=4 * STEPS, shuffle=False, verbose=0)
-
-    endless = range(10_000)
     streamed = bench.clips(in_memory=False)
     seconds = in_turn(
-        2 * bench.rounds, constant=fit(constant), memory=fit(clips.shuffled_batches(16, 0, endless)),
-        streamed=fit(streamed.shuffled_batches(16, 0, endless)),
+        2 * bench.rounds, constant=fitted(model, constant, steps),
+        memory=fitted(model, clips.shuffled_batches(16, 0, endless), steps),
+        streamed=fitted(model, streamed.shuffled_batches(16, 0, endless), steps),
         evaluation=lambda: predict_videos(model, clips, 16),
     )  # fmt: skip
-    step = statistics.median(seconds["constant"]) / (4 * STEPS * 16)
-    appetite = 1 / step
-    reading = in_fresh_process(read_shuffled, bench.features, bench.clip_length)
+    step = statistics.median(seconds["constant"]) / (steps * 16)
+    reading, appetite = in_fresh_process(read_shuffled, bench), 1 / step
     evaluated = statistics.median(seconds["evaluation"]) / len(clips)
-    in_loop = statistics.median(
-        in_fresh_process(step_with_network, bench.videos, bench.weights, bench.clip_length) for _ in range(bench.rounds)
-    )
-    in_memory = statistics.median(seconds["memory"]) / (4 * STEPS)
+    in_loop = statistics.median(in_fresh_process(step_with_network, bench) for _ in range(bench.rounds))
+    in_memory = statistics.median(seconds["memory"]) / steps
     detail = {"clips_per_second": reading, "training_clips_per_second": appetite}
     return [
         Row("reading clips, streamed, fresh process", "what ALSTM's step takes", reading / appetite, 10, detail=detail),
@@ -318,33 +300,28 @@ def data(bench: Bench) -> list[Row]:
     ]
 
 
-def read_shuffled(features: Path, clip_length: int) -> float:
+def read_shuffled(bench: Bench) -> float:
     """Clips per second of the first pass over a cache, read in shuffled order."""
-    cache = FeatureCache(features)
-    names = list(cache.videos)
-    clips = Clips(cache, names, class_names(names), clip_length, in_memory=False)
+    clips = bench.clips(in_memory=False)
     started = time.perf_counter()
     for _ in clips.shuffled_batches(16, 0, range(1)):
         pass
     return len(clips) / (time.perf_counter() - started)
 
 
-def step_with_network(videos: Path, weights: str, clip_length: int) -> float:
+def step_with_network(bench: Bench) -> float:
     """Seconds of one training step the tutorial's way: 16 videos are decoded and go through VGG16 first.
 
     The network has all cores, as it has in extraction. The first step, which traces, does not count.
     """
-    exact = build_backbone(weights=weights, precision="float32")
-    cubes = np.zeros((16, clip_length, *exact.cube_shape), np.float32)
-    config = TrainConfig.for_model("alstm", clip_length=clip_length)
-    model = new_model(config, CLASSES)
-    compile_model(model, config, 1)
+    exact, model = build_backbone(weights=bench.weights, precision="float32"), bench.model("alstm")
+    cubes = np.zeros((16, bench.clip_length, *exact.cube_shape), np.float32)
     mask = np.ones(cubes.shape[:2], bool)
     targets = {"logits": mask.astype(np.int32), "attention": mask}
     for _ in range(2):
         started = time.perf_counter()
-        for row, name in enumerate(spread(videos)[:16]):
-            frames = read_frames(videos / name, FPS, exact.input_size)[:clip_length]
+        for row, name in enumerate(bench.names[:16]):
+            frames = read_frames(bench.videos / name, FPS, exact.input_size)[: bench.clip_length]
             cubes[row, : len(frames)] = exact.model.predict_on_batch(frames)
         model.train_on_batch({"features": cubes, "mask": mask}, targets)
     return time.perf_counter() - started
@@ -354,56 +331,40 @@ def start(bench: Bench) -> list[Row]:
     """From the start of the process: imports, reading the cache, tracing, compiling, one step."""
     rows = []
     for model, goal in (("alstm", 15), ("conv_alstm", 25)):
-        taken = [
-            in_fresh_process(first_step, bench.features, model, bench.clip_length, time.time())
-            for _ in range(bench.rounds)
-        ]
+        taken = [in_fresh_process(first_step, bench, model, time.time()) for _ in range(bench.rounds)]
         rows.append(Row(f"start to first step, {model}", "", statistics.median(taken), goal, "s", lower_is_better=True))
     return rows
 
 
-def first_step(features: Path, model: str, clip_length: int, started: float) -> float:
+def first_step(bench: Bench, model: str, started: float) -> float:
     """Seconds since `started` when a training step is done."""
-    config = TrainConfig.for_model(model, clip_length=clip_length)
-    cache = FeatureCache(features)
-    clips = Clips(cache, list(cache.videos), class_names(list(cache.videos)), clip_length)
-    network_ = new_model(config, CLASSES)
-    compile_model(network_, config, 1)
-    network_.fit(clips.shuffled_batches(16, 0, range(1)), steps_per_epoch=1, shuffle=False, verbose=0)
+    fitted(bench.model(model), bench.clips().shuffled_batches(16, 0, range(1)), steps=1)()
     return time.time() - started
 
 
 def memory(bench: Bench) -> list[Row]:
     """Peak memory of a process with a hundred videos and with all of them."""
     rows, every = [], len(list_videos(bench.videos))
-    for stage, function, arguments in (
-        ("extraction", extraction_memory, (bench.videos, bench.weights)),
-        ("streamed training", training_memory, (bench.features, bench.clip_length)),
-    ):
-        few, many = (in_fresh_process(function, *arguments, videos) for videos in (100, every))
+    for stage, function in (("extraction", extraction_memory), ("streamed training", training_memory)):
+        few, many = (in_fresh_process(function, bench, videos) for videos in (100, every))
         detail = {"100_videos_mib": few, f"{every}_videos_mib": many}
-        value = many / few
-        rows.append(
-            Row(f"peak memory, {stage}, {every} videos", "100 videos", value, 1.1, lower_is_better=True, detail=detail)
-        )
+        name = f"peak memory, {stage}, {every} videos"
+        rows.append(Row(name, "100 videos", many / few, 1.1, lower_is_better=True, detail=detail))
     return rows
 
 
-def extraction_memory(videos: Path, weights: str, count: int) -> float:
+def extraction_memory(bench: Bench, count: int) -> float:
     """Peak MiB of extracting so many videos, few frames of each."""
     with tempfile.TemporaryDirectory() as folder:
-        extract(videos, Path(folder), build_backbone(weights=weights), fps=SHORT_FPS, names=list_videos(videos)[:count])
+        names = list_videos(bench.videos)[:count]
+        extract(bench.videos, Path(folder), bench.network, fps=SHORT_FPS, names=names)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def training_memory(features: Path, clip_length: int, count: int) -> float:
+def training_memory(bench: Bench, count: int) -> float:
     """Peak MiB of an epoch on so many videos that are read from the shards batch by batch."""
-    cache = FeatureCache(features)
-    names = list(cache.videos)[:count]
-    clips = Clips(cache, names, class_names(names), clip_length, in_memory=False)
-    config = TrainConfig.for_model("alstm", clip_length=clip_length)
-    model = new_model(config, len(class_names(names)))
-    compile_model(model, config, clips.steps(16))
+    clips = bench.clips(in_memory=False, videos=count)
+    model = bench.model("alstm", len(class_names(clips.videos)))
     model.fit(clips.shuffled_batches(16, 0, range(2)), shuffle=False, verbose=0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -454,17 +415,15 @@ STAGES = {
 
 def machine() -> dict:
     """What the figures hold for."""
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    found = {"cpu": cpu[0] if cpu else platform.machine(), "cores": os.cpu_count(), "platform": platform.platform()}
-    found["threads"] = len(os.sched_getaffinity(0))
-    for package in ("tensorflow", "keras", "numpy", "h5py", "torch", "openvino"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    packages = ("tensorflow", "keras", "numpy", "h5py", "torch", "openvino")
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "threads": len(os.sched_getaffinity(0)),
+        **{name: version(name) if find_spec(name) else "not installed" for name in packages},
+    }
 
 
 def define_flags() -> None:

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from action_attention.layers import maps
-from action_attention.models import ConvALSTM
+from action_attention.models.conv_alstm import ConvALSTM
+from action_attention.registry import Config
 from data_prep.backbones import build_backbone
 from data_prep.videos import read_frames
 
@@ -36,54 +36,50 @@ def openvino_network(weights: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda frames: next(iter(compiled(frames).values()))
 
 
+def plain_conv_alstm(config: Config, classes: int) -> ConvALSTM:
+    return PlainConvALSTM(classes, config.settings)
+
+
 class PlainConvALSTM(ConvALSTM):
     """ConvALSTM as Keras' documentation leads to: `ConvLSTM2D`'s own cell called frame by frame."""
 
-    def make_core(self, lstm_units, dropout, weight_decay, cells, dtype):
-        return PlainCore(lstm_units, dtype=dtype)
+    def make_core(self, settings, options):
+        return PlainCore(settings.lstm_units, name="core", dtype=options["dtype"])
 
 
 class PlainCore(keras.layers.Layer):
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
-        self.filters = filters
         self.from_frame = keras.layers.Conv2D(filters, 1)
         self.from_hidden = keras.layers.Conv2D(filters, 1, use_bias=False)
         self.to_scores = keras.layers.Conv2D(1, 1, use_bias=False)
         self.cell = keras.layers.ConvLSTM2D(filters, 3, padding="same").cell
 
-    def build(self, features_shape, mask_shape=None):
-        frame, hidden = (None, *features_shape[2:]), (None, *features_shape[2:4], self.filters)
-        for layer, shape in ((self.from_frame, frame), (self.from_hidden, hidden), (self.to_scores, hidden)):
-            layer.build(shape)
-        self.cell.build(frame)
-        self.built = True
-
     def call(self, features, mask, training=None):
-        side = features.shape[2]
         hidden = ops.zeros_like(self.from_frame(features[:, 0]))
         states, hiddens, attention = [hidden, hidden], [], []
         for t in range(features.shape[1]):
             scores = self.to_scores(ops.tanh(self.from_frame(features[:, t]) + self.from_hidden(hidden)))
-            attention.append(ops.softmax(ops.reshape(scores, (-1, side * side))))
-            weights = ops.reshape(attention[-1], (-1, side, side, 1))
-            hidden, states = self.cell(features[:, t] * weights, states)
+            attention.append(ops.softmax(scores, axis=(1, 2)))
+            hidden, states = self.cell(features[:, t] * attention[-1], states)
             hiddens.append(hidden)
-        return ops.stack(hiddens, axis=1), maps(ops.stack(attention, axis=1), mask, side)
+        maps = ops.stack(attention, axis=1)[..., 0] * ops.cast(mask, "float32")[..., None, None]
+        return ops.stack(hiddens, axis=1), maps
 
 
 def torch_alstm_step(
-    cube_shape: tuple, classes: int, units: int, dropout: float, penalty: float, learning_rate: float, compiled: bool
+    cube_shape: tuple, classes: int, config: Config, compiled: bool
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """A training step of ALSTM in PyTorch: features `(B, T, H, W, D)` and labels `(B, T)` of whole clips -> the loss.
 
-    The same layers, sizes, dropout, loss and optimizer as `models.ALSTM`. Raises ImportError.
+    The same layers, sizes, dropout, loss and optimizer as `models.alstm.ALSTM`. Raises ImportError.
     """
     import torch  # noqa: PLC0415 - an optional peer
     from torch import nn  # noqa: PLC0415
     from torch.nn import functional  # noqa: PLC0415
 
-    height, width, channels = cube_shape
+    (height, width, channels), units = cube_shape, config.settings.lstm_units
+    penalty, learning_rate = config.training.attention_penalty, config.training.learning_rate
 
     class ALSTM(nn.Module):
         def __init__(self):
@@ -92,7 +88,7 @@ def torch_alstm_step(
             self.from_frame, self.from_hidden = nn.Linear(channels, units), nn.Linear(units, units, bias=False)
             self.to_scores = nn.Linear(units, height * width)
             self.cell, self.classifier = nn.LSTMCell(channels, units), nn.Linear(units, classes)
-            self.dropout = nn.Dropout(dropout)
+            self.dropout = nn.Dropout(config.settings.dropout)
 
         def forward(self, cube):
             frame_means = cube.mean(2)

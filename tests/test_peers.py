@@ -3,13 +3,15 @@
 import numpy as np
 
 from action_attention.models import build_model
-from experiments.peers import PlainConvALSTM
+from action_attention.registry import Config
+from experiments.peers import plain_conv_alstm
 
 INPUTS = {"features": np.random.default_rng(0).random((2, 3, 7, 7, 512), np.float32), "mask": np.ones((2, 3), bool)}
 
 
 def test_the_plain_conv_alstm_is_the_same_model():
-    ours, plain = build_model("conv_alstm", 5, 4), PlainConvALSTM(5, 4)
+    ours = build_model("conv_alstm", 5, lstm_units=4, cube_shape=(7, 7, 512))
+    plain = plain_conv_alstm(Config.of("conv_alstm", lstm_units=4), 5)
     plain(INPUTS)
     by_shape = {}
     for weight in ours.get_weights():
