@@ -6,7 +6,7 @@ import pytest
 from action_attention.clips import Clip, Clips, class_names, cut_clips
 from action_attention.errors import UserError
 from action_attention.features import ArrayFeatures
-from action_attention.losses import PADDING
+from action_attention.loss import PADDING
 
 
 @pytest.mark.parametrize("frames", [1, 7, 29, 30, 31, 45, 59, 60, 61, 200])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from action_attention.losses import PADDING, AttentionPenalty, FrameCrossEntropy
+from action_attention.loss import PADDING, AttentionPenalty, FrameCrossEntropy
 from action_attention.models import build_model
 
 FRAMES, LOCATIONS = 30, 49

@@ -6,6 +6,8 @@ T is the number of *real* frames of each clip: padded ones, whose label is `PADD
 one value per clip, which Keras averages over the batch; the last term is the layers' `kernel_regularizer`.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -26,7 +28,7 @@ class FrameCrossEntropy(keras.losses.Loss):
         y_pred: `(B, T, C)` logits.
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         real = ops.cast(y_true >= 0, y_pred.dtype)
         labels = ops.cast(ops.maximum(y_true, 0), "int32")
         frames = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
@@ -45,14 +47,14 @@ class AttentionPenalty(keras.losses.Loss):
         y_pred: `(B, T, F, F)` attention, zero for padded frames.
     """
 
-    def __init__(self, weight, name="attention_penalty", **kwargs):
+    def __init__(self, weight: float, name: str = "attention_penalty", **kwargs: Any):
         super().__init__(name=name, **kwargs)
         self.weight = weight
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         real_frames = ops.sum(ops.cast(y_true, y_pred.dtype), axis=1)
         looked = ops.sum(y_pred, axis=1)
         return self.weight / real_frames * ops.sum(ops.square(1 - looked), axis=(1, 2))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weight": self.weight}
