@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from action_attention.errors import UserError
 from action_attention.features import ArrayFeatures, FeatureCache
-from action_attention.losses import PADDING
+from action_attention.loss import PADDING
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Clips:
             features[row, : clip.frames] = self._read(clip)
             features[row, clip.frames :] = features[row, clip.frames - 1]
             mask[row, : clip.frames] = True
-            if self.labels[clip.video] is not None:
-                labels[row, : clip.frames] = self.labels[clip.video]
+            if (label := self.labels[clip.video]) is not None:
+                labels[row, : clip.frames] = label
         if mirrored is not None:
             features[mirrored] = features[mirrored, :, :, ::-1]
         return features, mask, labels
@@ -128,7 +128,7 @@ class Clips:
         since a backbone's kernels are not symmetric themselves.
         """
 
-        def of_epoch(epoch):
+        def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
             key = [seed, tf.cast(epoch, tf.int32)]
             drawn = [tf.cast(tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=key), tf.int64)]
             if mirror:
@@ -140,7 +140,7 @@ class Clips:
     def _dataset(self, drawn: tf.data.Dataset) -> tf.data.Dataset:
         """Batches of clips from batches of what `load` takes."""
 
-        def load(*arguments):
+        def load(*arguments: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
             features, mask, labels = tf.numpy_function(self.load, arguments, (tf.float16, tf.bool, tf.int32))
             features.set_shape((None, self.clip_length, *self.cube_shape))
             mask.set_shape((None, self.clip_length))

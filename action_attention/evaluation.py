@@ -21,6 +21,7 @@ from action_attention.overlays import gallery
 from action_attention.runs import Run
 
 GALLERY_VIDEOS = 6
+ReadFrames = Callable[[str], np.ndarray | None]
 
 
 def predict_videos(model: keras.Model, clips: Clips, batch_size: int) -> list[VideoPrediction]:
@@ -58,7 +59,7 @@ def evaluate(
     cache: FeatureCache,
     subset: str = "test",
     vote: str | None = None,
-    read_frames: Callable[[str], np.ndarray | None] | None = None,
+    read_frames: ReadFrames | None = None,
     read_actor: Callable[[str], Actor | None] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
@@ -113,7 +114,7 @@ def write_evaluation(
     metrics: dict[str, Any],
     predictions: list[VideoPrediction],
     classes: list[str],
-    read_frames: Callable[[str], np.ndarray | None] | None = None,
+    read_frames: ReadFrames | None = None,
 ) -> None:
     """The files of `eval/<subset>/`, which `Run.metrics` and `Run.predictions` read."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,21 +125,24 @@ def write_evaluation(
     (folder / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), classes))
     picture = draw_gallery(predictions, classes, metrics["vote"], read_frames)
     if picture is not None:
-        (folder / "attention.png").write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1])
+        png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+        (folder / "attention.png").write_bytes(png.tobytes())
     _write_frames(frames_path, predictions)
 
 
-def draw_gallery(predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames) -> np.ndarray | None:
+def draw_gallery(
+    predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames: ReadFrames | None
+) -> np.ndarray | None:
     """Annotated overlays of the first video of each of GALLERY_VIDEOS classes; None if their frames cannot be had.
 
     Which videos depends on their order and classes only, so that it is the same ones in every epoch.
     """
-    first_of_class = {prediction.label: prediction for prediction in reversed(predictions)}
+    first_of_class = {each.label: each for each in reversed(predictions) if each.label is not None}
     chosen = [first_of_class[label] for label in sorted(first_of_class)]
     step = max(1, len(chosen) // GALLERY_VIDEOS)
     rows = []
-    for prediction in chosen[::step][:GALLERY_VIDEOS] if read_frames else []:
-        frames = read_frames(prediction.name)
+    for prediction in chosen[::step][:GALLERY_VIDEOS]:
+        frames = read_frames(prediction.name) if read_frames else None
         if frames is None or len(frames) != len(prediction.attention):
             return None
         rows.append((prediction, frames))
@@ -172,6 +176,7 @@ def _write_predictions(path: Path, predictions: list[VideoPrediction], classes: 
         for prediction in predictions:
             ranking = rank_classes(prediction.probabilities, vote)
             best = ranking[0]
+            assert prediction.label is not None
             votes = (prediction.probabilities.argmax(axis=1) == best).mean()
             probability = prediction.probabilities[:, best].mean()
             writer.writerow([
@@ -184,9 +189,10 @@ def _write_predictions(path: Path, predictions: list[VideoPrediction], classes: 
 def _write_frames(path: Path, predictions: list[VideoPrediction]) -> None:
     """Attention `(N, F, F)` and probabilities `(N, C)`, float32, of all videos' frames in the order of the rows."""
     part = path.with_suffix(".npz.part")
+    arrays: dict[str, Any] = {
+        key: np.concatenate([getattr(prediction, key) for prediction in predictions]).astype(np.float32)
+        for key in ("attention", "probabilities")
+    }
     with part.open("wb") as file:
-        np.savez(file, **{
-            key: np.concatenate([getattr(prediction, key) for prediction in predictions]).astype(np.float32)
-            for key in ("attention", "probabilities")
-        })  # fmt: skip
+        np.savez(file, **arrays)
     part.replace(path)

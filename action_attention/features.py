@@ -24,6 +24,7 @@ from dataclasses import astuple, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import hdf5plugin
@@ -69,7 +70,7 @@ class Video:
         return self.decoded_frames < 0.9 * self.announced_frames - 1
 
 
-_H5_TYPES = {str: h5py.string_dtype(), int: np.int64, float: np.float64}
+_H5_TYPES: dict[Any, Any] = {str: h5py.string_dtype(), int: np.int64, float: np.float64}
 VIDEO_FIELDS = np.dtype([(field.name, _H5_TYPES[field.type]) for field in fields(Video)])
 REJECT_FIELDS = np.dtype([("name", h5py.string_dtype()), ("reason", h5py.string_dtype())])
 
@@ -90,10 +91,11 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, cube_shape: tuple, settings: dict, software: dict, compression: str = "zstd"):
-        self.path, self._part, self._file = path, path.with_suffix(".part"), None
+        self.path, self._part = path, path.with_suffix(".part")
+        self._file: h5py.File = None
         # an append may write a chunk anew elsewhere, since it was not full, and one more that will not be full
         self._reserve = max(RESERVED_BYTES, 3 * CHUNK_FRAMES * 2 * math.prod(cube_shape))
-        self._videos, self._rejects, self._sha256 = [], [], hashlib.sha256()
+        self._videos, self._rejects, self._sha256 = list[tuple](), list[tuple](), hashlib.sha256()
         with self._writing():
             self._file = h5py.File(self._part, "w", userblock_size=HEAD_BYTES)
             self._file.attrs.update({"schema_version": SCHEMA_VERSION} | settings)
@@ -115,7 +117,7 @@ class ShardWriter:
         with self._writing(cubes.nbytes):
             self._features.resize(rows + len(cubes), axis=0)
             self._features[rows:] = cubes
-        self._sha256.update(cubes)
+        self._sha256.update(cubes.data)
 
     def add_video(self, video: Video) -> None:
         self._videos.append(astuple(video))
@@ -247,7 +249,7 @@ class FeatureCache:
             raise UserError(f"{index_file} is damaged; run the same extraction again to rebuild it") from error
         self.shards = open_shards(self.folder)
         self.settings = self.shards[0].settings if self.shards else {}
-        self.cube_shape = self.shards[0].cube_shape if self.shards else ()
+        self.cube_shape: Any = self.shards[0].cube_shape if self.shards else ()
         found = {shard.path.name: _index_entry(shard) for shard in self.shards} | {"its settings": self.settings}
         wrong = sorted(str(name) for name in found.keys() | listed.keys() if found.get(name) != listed.get(name))
         if wrong:
@@ -318,7 +320,7 @@ def shard_paths(folder: Path) -> list[Path]:
 def open_shards(folder: Path) -> list[Shard]:
     """All complete shards below `folder`, in order. Raises UserError if one is damaged or they are not of one kind."""
     shards = [Shard(path) for path in shard_paths(folder)]
-    seen = {}
+    seen: dict[str, Shard] = {}
     for shard in shards:
         if shard.settings != shards[0].settings:
             raise UserError(f"{shard.path} was extracted with other settings than {shards[0].path}; remove one of them")
@@ -372,7 +374,7 @@ def _head(path: Path) -> bytes:
     return text.encode().ljust(HEAD_BYTES, b"\0")
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """A Python value from what h5py returns."""
     if isinstance(value, bytes):
         return value.decode()

@@ -36,7 +36,7 @@ def overlay(frame: np.ndarray, attention: np.ndarray, percentile: float = KEPT_P
     that share of its height and width, and a square heatmap stretched to the frame would only be blurred once more.
     """
     heat = heatmap(attention, (frame.shape[1], frame.shape[0]), percentile)
-    colours = cv2.cvtColor(cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    colours = cv2.cvtColor(cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
     blended = cv2.addWeighted(frame, 1 - OPACITY, colours, OPACITY, 0)
     return np.where((heat > 0)[..., None], blended, frame)
 

@@ -67,11 +67,11 @@ def localize(predictions: list[VideoPrediction], classes: list[str], read_actor:
     Raises:
         UserError: no actor is annotated in any of the videos.
     """
-    scores, labels, without, frames = [], [], [], 0
+    scored, known, without, frames = [], [], [], 0
     for prediction in predictions:
         actor = read_actor(prediction.name)
         shown = actor.cells.any(axis=(1, 2)) if actor else np.array(False)
-        if not shown.any():
+        if actor is None or not shown.any():
             without.append(prediction.name)
             continue
         actor = Actor(actor.cells[shown], actor.centres[shown])
@@ -79,12 +79,12 @@ def localize(predictions: list[VideoPrediction], classes: list[str], read_actor:
         uniform, centre = np.full((1, rows, columns), 1 / (rows * columns)), np.zeros((1, rows, columns))
         centre[0, rows // 2, columns // 2] = 1
         maps = (prediction.attention[shown], uniform, centre)
-        scores.append([locate(each, actor).mean(axis=0) for each in maps])
-        labels.append(prediction.label)
+        scored.append([locate(each, actor).mean(axis=0) for each in maps])
+        known.append(prediction.label)
         frames += int(shown.sum())
-    if not scores:
+    if not scored:
         raise UserError("no actor is annotated in any of these videos; give the annotations of this dataset")
-    scores, labels = np.array(scores), np.array(labels)  # (videos, MAPS, 2)
+    scores, labels = np.array(scored), np.array(known)  # (videos, MAPS, 2)
     return {
         "videos": len(scores),
         "without_annotation": without,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,10 +17,10 @@ from action_attention.settings import VOTES
 class FrameAccuracy(keras.metrics.Mean):
     """Share of real frames whose largest logit is the label; `y_true` `(B, T)` with `PADDING`, `y_pred` `(B, T, C)`."""
 
-    def __init__(self, name="frame_top1", **kwargs):
+    def __init__(self, name: str = "frame_top1", **kwargs: Any):
         super().__init__(name=name, **kwargs)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         right = ops.equal(ops.cast(y_true, "int32"), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
         super().update_state(ops.cast(right, "float32"), sample_weight=ops.cast(y_true >= 0, "float32"))
 

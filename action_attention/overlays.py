@@ -6,6 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -21,7 +22,7 @@ BACKGROUND, PLAIN = (22, 24, 29), (226, 229, 235)
 RIGHT, WRONG, NEUTRAL, OTHER = (74, 201, 106), (255, 99, 92), (106, 170, 255), (88, 94, 106)
 # DejaVu comes with matplotlib and has Latin, Greek, Cyrillic, Hebrew and Arabic letters
 FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-STREAMS = {
+STREAMS: dict[str, dict[str, Any]] = {
     "mp4": {"codec_name": "libx264", "pix_fmt": "yuv420p", "options": {"crf": "20"}},
     "gif": {"codec_name": "gif", "pix_fmt": "pal8", "time_base": Fraction(1, 100)},
 }
@@ -127,8 +128,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 picture.pts, picture.time_base = number, 1 / rate
                 if palettes:
-                    palettes.push(picture)
-                    picture = palettes.pull()
+                    palettes.vpush(picture)
+                    picture = palettes.vpull()
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
         part.replace(path)
@@ -214,7 +215,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(FONT), size)
 
 
-def _write_text(draw: ImageDraw.ImageDraw, x: int, y: int, room: int, before: str, name: str, after: str, colour):
+def _write_text(
+    draw: ImageDraw.ImageDraw, x: int, y: int, room: float, before: str, name: str, after: str, colour: tuple
+) -> None:
     """`before name after` from `x`, centred at `y`, in at most `room` pixels: a name too long loses its end."""
     font = _font(_text_size(draw.im.size[0]))
     if font.getlength(before + name + after) > room:

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 from action_attention.errors import UserError
 from action_attention.settings import Settings, Training
 
-Registered = TypeVar("Registered", bound=Callable)
+Registered = TypeVar("Registered", bound=Any)
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """A model's class, its settings, and how it is trained; `training` changes defaults of `Training` where it must."""
 
-    build: Callable
+    build: Any
     settings: type[Settings]
     training: type[Training]
 

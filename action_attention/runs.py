@@ -29,6 +29,7 @@ from action_attention.models import ActionModel
 from action_attention.models.upgrade import load_keras
 from action_attention.registry import Config, model_names
 
+FILES = ("run.json", "split.json", "flags.txt", "model.keras", "last_state.npz", "history.json", "logs")
 SUBSETS = ("train", "validation", "test")
 SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
 
@@ -43,6 +44,11 @@ class Run:
     folder: Path
     about: dict[str, Any] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
+    model_name: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self.json_file, self.split_file, self.flags_file = (self.folder / name for name in FILES[:3])
+        self.model_file, self.state_file, self.history_file, self.logs = (self.folder / name for name in FILES[3:])
 
     @classmethod
     def open(cls, folder: Path, *, of_frames: bool = True, finished: bool = False) -> "Run":
@@ -70,34 +76,6 @@ class Run:
         if finished and "best" not in run.about:
             raise UserError(f"{folder} is in training or was stopped in it; go on with --resume, then evaluate it")
         return run
-
-    @property
-    def json_file(self) -> Path:
-        return self.folder / "run.json"
-
-    @property
-    def split_file(self) -> Path:
-        return self.folder / "split.json"
-
-    @property
-    def flags_file(self) -> Path:
-        return self.folder / "flags.txt"
-
-    @property
-    def model_file(self) -> Path:
-        return self.folder / "model.keras"
-
-    @property
-    def state_file(self) -> Path:
-        return self.folder / "last_state.npz"
-
-    @property
-    def history_file(self) -> Path:
-        return self.folder / "history.json"
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "logs"
 
     def evaluation(self, subset: str) -> Path:
         """The folder of what was predicted for a subset."""
@@ -186,7 +164,7 @@ class Run:
                 rows = [
                     (row["video"], self.classes.index(row["label"]), int(row["frames"])) for row in csv.DictReader(file)
                 ]
-            with (folder / "frames.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with (folder / "frames.npz").open("rb") as frames, np.load(frames, allow_pickle=False) as arrays:
                 attention, probabilities = arrays["attention"], arrays["probabilities"]
             ends = np.cumsum([frames for *_, frames in rows])
             expected = (ends[-1], len(self.classes))
@@ -212,8 +190,7 @@ class Run:
             yield
         except (OSError, tf.errors.OpError) as error:
             # TensorFlow says it in several lines, the first after the name of an operation in braces
-            own = isinstance(error, OSError)
-            reason = error.strerror if own else error.message.splitlines()[0].rpartition("}} ")[2]
+            reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].split("}} ")[-1]
             raise UserError(
                 f"{self.folder} cannot be written to ({reason}); what it holds of the epochs before is whole: make "
                 "room, then the same command with --resume goes on"
@@ -222,7 +199,7 @@ class Run:
 
 def describe(config: dict[str, Any], cache: FeatureCache, split: dict[str, list[str]]) -> dict[str, Any]:
     """What `run.json` says of any run: its settings, classes, features and videos, versions, machine, git revision."""
-    git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "schema_version": SCHEMA_VERSION,

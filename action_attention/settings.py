@@ -43,7 +43,7 @@ def but(settings: type, name: str, default: Any = MISSING, **changes: Any) -> An
     return setting(inherited.default if default is MISSING else default, **{**inherited.metadata, **changes})
 
 
-def kind(field: Field) -> type:
+def kind(field: Field) -> Any:
     """`bool`, `int`, `float` or `str`, also of a field that may be None."""
     return next((part for part in get_args(field.type) if part is not type(None)), field.type)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from tensorboard.plugins.hparams import api as hparams
 
 from action_attention.clips import Clips, class_names
 from action_attention.errors import UserError
-from action_attention.evaluation import confusion_png, draw_gallery, predict_videos
+from action_attention.evaluation import ReadFrames, confusion_png, draw_gallery, predict_videos
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import locked
-from action_attention.losses import losses
+from action_attention.loss import losses
 from action_attention.metrics import FrameAccuracy, summarize
 from action_attention.models import ActionModel, build_model
 from action_attention.registry import Config, all_settings, find_model
@@ -38,7 +37,7 @@ def train(
     run_dir: Path,
     *,
     about: dict[str, Any] | None = None,
-    read_frames: Callable[[str], np.ndarray | None] | None = None,
+    read_frames: ReadFrames | None = None,
     callbacks: list[keras.callbacks.Callback] | None = None,
     resume: bool = False,
     verbose: int = 0,
@@ -178,7 +177,7 @@ class Curves(keras.callbacks.Callback):
         super().__init__()
         self.writers = writers
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         numbers = {**logs, "learning_rate": float(self.model.optimizer.learning_rate)}
         for name, value in numbers.items():
             with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch):
@@ -191,12 +190,15 @@ class VideoValidation(keras.callbacks.Callback):
     """Adds accuracies of the validation videos to the epoch's logs, and to TensorBoard the confusion matrix and the
     gaze over real frames of a few videos."""
 
-    def __init__(self, writer: tf.summary.SummaryWriter, config: Config, clips: Clips, classes, read_frames):
+    def __init__(
+        self, writer: tf.summary.SummaryWriter, config: Config, clips: Clips, classes: list[str],
+        read_frames: ReadFrames | None,
+    ):  # fmt: skip
         super().__init__()
         self.writer, self.config, self.clips, self.classes = writer, config, clips, classes
         self.read_frames = read_frames
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         predictions = predict_videos(self.model, self.clips, self.config.training.batch_size)
         metrics = summarize(predictions, self.classes, self.config.training.vote)
         for key in ("video_top1", "clip_top1", "frame_top1", "cross_entropy"):
@@ -224,7 +226,7 @@ class RunState(keras.callbacks.Callback):
         self.run, self.training, self.best_model = run, config.training, best_model
         self.validate = bool(run.split["validation"])
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
+        self.best: dict[str, Any] = {}
         self.seconds = 0.0
 
     def restore(self, model: ActionModel) -> int:
@@ -260,27 +262,27 @@ class RunState(keras.callbacks.Callback):
         waited = epoch - 1 - self.best["epoch"] if self.best else 0
         return epoch >= self.training.epochs or (self.validate and waited >= self.training.patience)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         self._started = time.monotonic()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # the loss is the mean since the epoch's start, so it is not finite from the first such step on
         if not np.isfinite(logs["loss"]):
             raise self._diverged(f"the loss is {logs['loss']} in epoch {self._epoch}, step {batch}")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = {key: float(value) for key, value in logs.items()}
-        arrays = {name: np.array(variable) for name, variable in state_variables(self.model).items()}
+        arrays: dict[str, Any] = {name: np.array(variable) for name, variable in state_variables(self.model).items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._diverged(f"the last step of epoch {epoch} left weights that are not finite")
         now = time.monotonic()
         self.seconds, self._started = self.seconds + now - self._started, now
         self.history.append({"epoch": epoch, "seconds": self.seconds, **logs})
         score = (logs["val_video_top1"], -logs["val_cross_entropy"]) if self.validate else (epoch, 0)
-        better = self.best is None or score > tuple(self.best["score"])
+        better = not self.best or score > tuple(self.best["score"])
         if better:
             self.best = {"epoch": epoch, "score": score, **logs}
         progress = {"history": self.history, "best": self.best, "seconds": self.seconds}

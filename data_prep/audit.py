@@ -66,7 +66,7 @@ def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: in
     exact = copies_across({"train": train, "held out": held_out}, sha256)
     near = [pair for pair in near_duplicates(hashes, train, held_out) if pair[:2] not in exact]
     films = [Counter(map(source_of, names)) for names in (train, held_out)]
-    classes = {}
+    classes: dict[str, Counter[str]] = {}
     for name in hashes:
         classes.setdefault(name.split("/")[0], Counter())[SUBSETS[tags[name]]] += 1
     return {
@@ -119,7 +119,7 @@ def frame_hash(frame: np.ndarray) -> np.ndarray:
 
 def summary(found: dict) -> str:
     """`audit`'s findings for people: a line each, with the first examples."""
-    number = sum(map(Counter, found["classes"].values()), Counter())
+    number: Counter[str] = sum(map(Counter, found["classes"].values()), Counter())
     sizes = [sum(of_class.values()) for of_class in found["classes"].values()]
     counts = ", ".join(f"{number[subset]} {subset}" for subset in SUBSETS if number[subset])
     lines = [f"{found['videos']}: {counts} videos of {len(sizes)} classes, {min(sizes)} to {max(sizes)} a class; "

@@ -50,7 +50,8 @@ def choose_split(
     Raises:
         UserError: the lists cannot be used, the cache lacks videos, or there are copies and `duplicates` is `error`.
     """
-    about = {"dataset": dataset or Path(cache.source).parent.name, "split": "made", "validation": validation}
+    about: dict[str, Any] = {"dataset": dataset or Path(cache.source).parent.name}
+    about |= {"split": "made", "validation": validation}
     warnings = []
     if lists:
         about["split"] = lists.name if lists.is_file() else number

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -47,8 +47,9 @@ class Decoder:
 
     def __init__(self, fps: float, size: int, timeout: float = 60.0):
         self.fps, self.size, self.timeout = fps, size, timeout
-        self.about = {}
-        self._process, self._closed = None, False
+        self.about: dict[str, Any] = {}
+        self._process: Any = None  # a Popen, whose pipes are there
+        self._closed = False
 
     def frames(self, path: Path) -> Iterator[np.ndarray]:
         """RGB frames of a video as `VideoReader` yields them. Raises UnusableVideoError, maybe after some frames."""
@@ -70,19 +71,19 @@ class Decoder:
         if process := self._process:
             _stop(process)
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> Any:
         command = [sys.executable, "-m", "data_prep.decoder", str(self.fps), str(self.size), str(self.timeout)]
         root = Path(__file__).parents[1]
         try:  # in a session of its own, out of reach of the terminal's Ctrl-C: stopping it is the parent's business
-            process = self._process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
         except OSError as error:
             raise UserError(f"no process can be started for the decoder ({error.strerror})") from error
-        if self._closed or process.stdout.read(1) != READY:
-            _stop(process)
+        if self._closed or self._process.stdout.read(1) != READY:
+            _stop(self._process)
             raise UserError("the decoder's process does not start; what it printed says why")
-        return process
+        return self._process
 
     def _answers(self, path: Path) -> Iterator[np.ndarray]:
         process = self._process = self._process or self._start()
@@ -151,7 +152,7 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
         for frame in reader:
             alarm_in(0)  # writing takes as long as the network needs
             answers.write(FRAME)
-            answers.write(frame)
+            answers.write(frame.data)
             answers.flush()
             alarm_in(timeout)
     except UnusableVideoError as error:

@@ -10,7 +10,7 @@ import math
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -179,7 +179,7 @@ def in_background(items: Generator, stop: Callable[[], None] = lambda: None) -> 
         items.close()
 
 
-def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> Iterator[Batch]:
+def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> Generator[Batch, None, None]:
     """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths.
 
     Frames that a video gave before it turned out to be unusable stay in; its `VideoEnd` says to drop them.
@@ -196,7 +196,8 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> I
                     if batch.count == len(batch.frames):
                         yield batch
                         batch = Batch(np.zeros(shape, np.uint8))
-                video = Video(*name.split("/"), first_row, **decoder.about)
+                class_name, file_name = name.split("/")
+                video = Video(class_name, file_name, first_row, **decoder.about)
                 first_row += video.frames
                 batch.ends.append((batch.count, VideoEnd(name, video)))
             except UnusableVideoError as error:
@@ -205,7 +206,7 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> I
         yield batch
 
 
-def _forward(network: Backbone, batches: Iterable[Batch], summary: Summary) -> Iterator[tuple]:
+def _forward(network: Backbone, batches: Iterable[Batch], summary: Summary) -> Generator[tuple, None, None]:
     """Cubes in order, cut where a video ends, each piece with that end or None."""
     for batch in batches:
         started = time.monotonic()

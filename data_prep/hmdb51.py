@@ -179,7 +179,8 @@ def _fetch(source: Source, part: Path) -> None:
         try:
             return _transfer(source, part, before)
         except requests.RequestException as error:
-            refused = isinstance(error, requests.HTTPError) and error.response.status_code < 429  # too many requests
+            response = error.response if isinstance(error, requests.HTTPError) else None
+            refused = response is not None and response.status_code < 429  # too many requests
             fruitless = 0 if part.exists() and part.stat().st_size > before else fruitless + 1
             if refused or fruitless == FRUITLESS_TRIES:
                 raise
@@ -321,7 +322,7 @@ def _target(output: Path, name: str, archive_stem: str) -> Path | None:
     return None
 
 
-def _copy(archive: zipfile.ZipFile | rarfile.RarFile, member, target: Path) -> None:
+def _copy(archive: zipfile.ZipFile | rarfile.RarFile, member: zipfile.ZipInfo | rarfile.RarInfo, target: Path) -> None:
     """Both libraries stop at the announced size and check the CRC."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")

@@ -204,7 +204,7 @@ def _checked(path: Path) -> Path:
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
-        raise UserError(f"the name of {os.fsencode(path)} is not UTF-8; rename the file or its folder") from None
+        raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename the file or its folder") from None
     return path.absolute()
 
 

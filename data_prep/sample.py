@@ -33,7 +33,8 @@ FILMS = {
 # points forward or, seen from the front, to the near hand's side; a room's are in units of the picture's height.
 LEG, ARM, TORSO, ANKLE = np.array([0.245, 0.235]), np.array([0.165, 0.15]), 0.30, 0.035
 CIRCLE = np.exp(2j * np.pi * np.arange(20) / 20)
-Part = tuple[list[complex], list[float] | float, np.ndarray]  # the hull of circles: centres, radii, BGR colour
+# the hull of circles: centres, radii, BGR colour
+Part = tuple[list[complex] | np.ndarray, list[float] | float | np.ndarray, np.ndarray]
 Film = namedtuple("Film", "background floor_y wood lamp mover_at mover_colour")  # what the clips of one film share
 
 
@@ -121,7 +122,7 @@ def render_clip(name: str, film: Film, rng: np.random.Generator, frames: int) ->
         corner = width * (0.5 + aside * rng.uniform(0.25, 0.45)) + 1j * (film.floor_y + 0.08 * height)
         draw(scene, chair(0.23j, film.wood), corner, scale * 0.85, -aside)
     held = sequence[:, -1] > 0
-    resting = min(np.array(hands)[held], key=np.imag, default=None)  # the middle of the carried box on the floor
+    resting = min(np.array(hands)[held], key=np.imag, default=0j)  # the middle of the carried box on the floor
 
     phase, rate = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
     noise = rng.normal(0, 2.5, (height + 16, width + 16, 3)).astype(np.int16)
@@ -156,8 +157,8 @@ def poses(action: str, rng: np.random.Generator, frames: int) -> np.ndarray:
     """
     if action in REVERSED:
         return poses(REVERSED[action], rng, frames)[::-1]
-    times, keys = keyframes(action, rng)
-    keys = np.array(keys, dtype=float)[:, [0, 1, 2, 1, 2, 3, 4, 5, 6]]
+    times, rows = keyframes(action, rng)
+    keys = np.array(rows, dtype=float)[:, [0, 1, 2, 1, 2, 3, 4, 5, 6]]
     if action == "wave":
         keys[:, 3:5] = keys[0, 3:5]  # one arm waves, the other hangs
     keys[:, :7] += rng.normal(0, 3, (len(keys), 5))[:, [0, 1, 2, 1, 2, 3, 4]]
@@ -169,7 +170,7 @@ def poses(action: str, rng: np.random.Generator, frames: int) -> np.ndarray:
     return eased[len(window) : len(window) + frames]
 
 
-def keyframes(action: str, rng: np.random.Generator) -> tuple[list[float], list[tuple[float, ...]]]:
+def keyframes(action: str, rng: np.random.Generator) -> tuple[list[float], list[tuple]]:
     """Returns times as shares of the clip, and rows of torso, upper arms, forearms, thighs, shins, lift, held."""
     if action == "sit_down":
         start, end = rng.uniform(0, 0.2), rng.uniform(0.75, 1)
@@ -258,7 +259,9 @@ def extent(parts: list[Part], facing: int) -> np.ndarray:
     return np.array([(x - radii).min(), (x + radii).max(), (y - radii).min(), (y + radii).max()])
 
 
-def draw(image: np.ndarray, parts: list[Part], origin: complex, scale: float, facing=1, opacity=1.0) -> None:
+def draw(
+    image: np.ndarray, parts: list[Part], origin: complex, scale: float, facing: int = 1, opacity: float = 1.0
+) -> None:
     """Draws parts in order; `origin` is their zero in pixels (y down), `scale` the pixels per unit, -1 mirrors."""
     before = image.copy()
     for points, radii, tint in parts:

@@ -90,7 +90,7 @@ def match_names(tags: dict[str, int], videos: Collection[str]) -> dict[str, int]
     """
 
     def by_plain_name(names: Collection[str]) -> dict[str, str]:
-        plain, doubtful = {}, set()
+        plain, doubtful = dict[str, str](), set[str]()
         for name in names:
             key = re.sub("[#&]", "@", name).rpartition(".")[0]
             doubtful |= {key} & plain.keys()
@@ -155,7 +155,7 @@ def make_split(tags: dict[str, int], validation: str, seed: int) -> dict[str, li
 
 def copies_across(split: dict[str, list[str]], sha256: dict[str, str]) -> list[tuple[str, str]]:
     """Pairs of videos with the same bytes in two subsets; the second one's subset is the later one of `split`."""
-    pairs, later = [], {}
+    pairs, later = [], dict[str, str]()
     for videos in reversed(split.values()):
         pairs += [(name, later[sha256[name]]) for name in videos if sha256[name] in later]
         later |= {sha256[name]: name for name in videos}

@@ -64,7 +64,9 @@ def choose_penalty(vectors: dict[str, np.ndarray], folds: list[tuple[list[str], 
     return max(accuracies.items(), key=lambda item: item[1])
 
 
-def predict(svm, vectors: dict[str, np.ndarray], videos: list[str], classes: list[str]) -> list[VideoPrediction]:
+def predict(
+    svm: LinearSVC, vectors: dict[str, np.ndarray], videos: list[str], classes: list[str]
+) -> list[VideoPrediction]:
     """Each video as a single frame, whose "probabilities" are the decision values of the classes."""
     scores = svm.decision_function([vectors[name] for name in videos])
     scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # two classes share one value
@@ -87,6 +89,7 @@ def write_evaluation(folder: Path, predictions: list[VideoPrediction], classes: 
         writer.writerow(["video", "label", "predicted", "right", "top5"])
         for prediction in predictions:
             ranking = [classes[index] for index in rank_classes(prediction.probabilities, "mean")]
+            assert prediction.label is not None
             label = classes[prediction.label]
             writer.writerow([prediction.name, label, ranking[0], int(ranking[0] == label), " ".join(ranking[:5])])
 

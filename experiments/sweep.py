@@ -20,7 +20,9 @@ import sys
 import threading
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -44,7 +46,7 @@ try:
     import optuna
     from optuna.trial import TrialState
 except ModuleNotFoundError:  # an extra; `main` says so
-    optuna = None
+    optuna = None  # type: ignore[assignment]
 
 RANDOM_TRIALS = 10
 WARM_UP_EPOCHS = 2  # no trial is stopped before
@@ -79,18 +81,18 @@ class Sweep:
     def scratch(self, number: int) -> Path:
         return self.output / f"trial-{number}"
 
-    def storage(self):
+    def storage(self) -> "optuna.storages.RDBStorage":
         """SQLite: what was committed survives a kill, and several processes may write."""
         path = f"sqlite:///{(self.output / 'study.db').absolute()}"
         return optuna.storages.RDBStorage(path, engine_kwargs={"connect_args": {"timeout": 60}})
 
 
-def finished(study) -> list:
+def finished(study: "optuna.Study") -> list:
     """Trials that count: complete ones and those that were stopped because they lagged behind."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def open_study(sweep: Sweep, identity: dict):
+def open_study(sweep: Sweep, identity: dict) -> "optuna.Study":
     """The study in the output folder, a new one or that of an earlier run, whose half trials are set aside.
 
     Raises UserError if the study there is another one.
@@ -114,13 +116,13 @@ def open_study(sweep: Sweep, identity: dict):
     return study
 
 
-def suggest(trial, name: str, values: tuple | LogRange):
+def suggest(trial: "optuna.Trial", name: str, values: tuple | LogRange) -> Any:
     if isinstance(values, LogRange):
         return trial.suggest_float(name, values.low, values.high, log=True)
     return trial.suggest_categorical(name, values)
 
 
-def run_trial(trial, sweep: Sweep, cache: FeatureCache) -> float:
+def run_trial(trial: "optuna.Trial", sweep: Sweep, cache: FeatureCache) -> float:
     """Trains one choice on all folds; returns its value, keeps each fold's curve, or raises TrialPruned."""
     chosen = {name: suggest(trial, name, values) for name, values in sweep.space.items()}
     scratch, curves = sweep.scratch(trial.number), []
@@ -143,17 +145,17 @@ def run_trial(trial, sweep: Sweep, cache: FeatureCache) -> float:
 class StopLagging(keras.callbacks.Callback):
     """Reports each epoch of the first fold and stops the trial if Optuna's median says so."""
 
-    def __init__(self, trial):
+    def __init__(self, trial: "optuna.Trial"):
         super().__init__()
         self.trial = trial
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.trial.report(float(logs["val_video_top1"]), epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
 
-def work(sweep: Sweep, tickets) -> None:
+def work(sweep: Sweep, tickets: SimpleQueue) -> None:
     """Runs one trial for each ticket, a number of which no two finished trials have the same, until one is None."""
     cache = FeatureCache(sweep.features)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=RANDOM_TRIALS // 2, n_warmup_steps=WARM_UP_EPOCHS)
@@ -164,7 +166,7 @@ def work(sweep: Sweep, tickets) -> None:
         )
         study = optuna.load_study(study_name="sweep", storage=sweep.storage(), sampler=sampler, pruner=pruner)
 
-        def objective(trial, ticket=ticket):
+        def objective(trial: optuna.Trial, ticket: int = ticket) -> float:
             trial.set_user_attr("ticket", ticket)
             return run_trial(trial, sweep, cache)
 
@@ -172,11 +174,12 @@ def work(sweep: Sweep, tickets) -> None:
     cache.close()
 
 
-def worker_process(sweep: Sweep, tickets) -> None:
+def worker_process(sweep: Sweep, tickets: SimpleQueue) -> None:
     """`work` in a process of its own, which ends when its parent does, however that ended."""
 
-    def end_with_parent():
-        multiprocessing.parent_process().join()
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -189,13 +192,13 @@ def worker_process(sweep: Sweep, tickets) -> None:
         sys.exit(1)
 
 
-def missing_tickets(study, trials: int) -> list[int]:
+def missing_tickets(study: "optuna.Study", trials: int) -> list[int]:
     """Those of `range(trials)` that no finished trial has: a half one's is given out again."""
     done = {trial.user_attrs["ticket"] for trial in finished(study)}
     return [ticket for ticket in range(trials) if ticket not in done]
 
 
-def search(sweep: Sweep, study, trials: int, workers: int) -> None:
+def search(sweep: Sweep, study: "optuna.Study", trials: int, workers: int) -> None:
     """Lets worker processes run what is missing of `trials`, and keeps the table up to date meanwhile."""
     missing = missing_tickets(study, trials)
     workers = min(workers, len(missing))
@@ -221,12 +224,12 @@ def search(sweep: Sweep, study, trials: int, workers: int) -> None:
         raise UserError(f"a worker died after {len(finished(study))} of {trials} trials; the same command goes on")
 
 
-def write_results(sweep: Sweep, study) -> None:
+def write_results(sweep: Sweep, study: "optuna.Study") -> None:
     """`sweep.md`, `best.flags`, and TensorBoard's files of complete trials that have none yet."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return
-    complete = sorted(complete, key=lambda trial: -trial.value)
+    complete = sorted(complete, key=lambda trial: trial.value or 0.0, reverse=True)
     curves = {trial.number: np.array(trial.user_attrs["curves"]) for trial in complete}
     epochs = {number: int(curve.mean(axis=0).argmax()) + 1 for number, curve in curves.items()}
     about = (
@@ -293,7 +296,7 @@ def main() -> None:
     data["splits"] = args.splits or output / "splits"  # where those that were made are
     data = {name: value for name, value in data.items() if value is not None}
     sweep = Sweep(cache.folder, output, data, args.model, given, folds, by_source, args.epochs, seed,
-                  tuple(args["import"].value))  # fmt: skip
+                  tuple(args["import"].value or ()))  # fmt: skip
     identity = {"model": args.model, "features": cache.fingerprint, "split": about["split"], "folds": len(folds)}
     identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": list(sweep.space)}
     cache.close()

@@ -80,7 +80,7 @@ def over_splits(results: list[dict]) -> str:
 
     Empty if there are none. Mean, standard deviation and 95 % interval are over seeds.
     """
-    models = {}
+    models: dict[str, list[list[dict]]] = {}
     for runs in _rows(results):
         first = _without_penalty(runs[0])
         key = json.dumps([first[key] for key in ROW_KEYS if key != "split"], sort_keys=True)
@@ -137,7 +137,7 @@ def _by_seed(runs: list[dict]) -> dict[int, float]:
 
 def _rows(results: list[dict]) -> list[list[dict]]:
     """Results that differ only in their seed, together; what a result says nothing of has its default."""
-    rows = {}
+    rows: dict[str, list[dict]] = {}
     for result in results:
         result["config"] = {**_defaults(result), **result["config"]}
         key = json.dumps([result[key] for key in ROW_KEYS], sort_keys=True)

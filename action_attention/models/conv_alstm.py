@@ -93,7 +93,7 @@ class AttentionConvLSTM(keras.layers.Layer):
             attention.append(look(t, hidden))
             below = cube[:, t] * (attention[-1][..., None] * (height * width if self.rescale else 1))
             for n, step in enumerate(steps):
-                states[n] = step(below, states[n])
+                states[n] = list(step(below, states[n]))
                 below = hidden = states[n][0]
             hiddens.append(hidden)
         hidden = ops.reshape(ops.stack(hiddens, axis=1), (-1, frames, height, width, self.filters))
@@ -125,6 +125,8 @@ def conv_lstm(cell: Any, picked: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
 @register_model("conv_alstm", ConvALSTMSettings, ConvALSTMTraining)
 class ConvALSTM(ActionModel):
     """A score for each location; hidden maps instead of hidden vectors."""
+
+    settings: ConvALSTMSettings
 
     def __init__(self, classes: int, settings: ConvALSTMSettings | None = None, **kwargs: Any):
         super().__init__(classes, settings, **kwargs)

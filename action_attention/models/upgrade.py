@@ -37,7 +37,7 @@ def load_keras(path: Path) -> keras.Model:
     cell = "forgetful_lstm_cell" if config["config"].get("ablate") == "carry" else "lstm_cell"
     weights = io.BytesIO(members[WEIGHTS])
     with h5py.File(weights, "r+") as file:
-        places = []
+        places: list[str] = []
         file.visit(places.append)
         for place in places:
             if moved := new_place(place, cell):

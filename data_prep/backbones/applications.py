@@ -51,7 +51,7 @@ def _default_size(network: Callable[..., keras.Model]) -> int:
     except ValueError as error:
         refusal = str(error)
     # MobileNetV3 refuses only what is too small; its weights are for 224
-    return 224 if "at least 32x32" in refusal else int(re.search(r"should be \((\d+)", refusal)[1])
+    return 224 if "at least 32x32" in refusal else int(re.findall(r"should be \((\d+)", refusal)[0])
 
 
 def _random_weights(trunk: keras.Model, preprocess: Callable) -> list[np.ndarray]:
