@@ -42,9 +42,10 @@ faults: setup  ## kill, fill, damage, attack; prints the README's reliability ta
 fuzz: setup  ## damaged videos and caches, other ones in each run, for SECONDS (600): ARGS
 	$(python) tests/fuzz.py --seconds $(or $(SECONDS),600) $(ARGS)
 
-lint: setup  ## check format and style
+lint: setup  ## check format, style and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	$(python) -m mypy
 
 demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in $(DEMO)/
 	$(python) -m data_prep.sample --output $(DEMO)/sample
