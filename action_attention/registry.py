@@ -27,8 +27,8 @@ class ModelEntry:
 
     @property
     def fields(self) -> dict[str, Field]:
-        """All settings by name."""
-        return {field.name: field for part in (self.training, self.settings) for field in fields(part)}
+        """All settings by name, the model's own first."""
+        return {field.name: field for part in (self.settings, self.training) for field in fields(part)}
 
 
 _models: dict[str, ModelEntry] = {}
@@ -107,7 +107,7 @@ def import_modules(modules: Iterable[str]) -> None:
 
 
 def all_settings() -> dict[str, dict[str, Field]]:
-    """Setting -> model -> field, for every setting of every model that has it; training's first."""
+    """Setting -> model -> field, for every setting of every model that has it."""
     found: dict[str, dict[str, Field]] = {}
     for model in model_names():
         for name, field in _models[model].fields.items():
@@ -153,7 +153,7 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """As `run.json` has it."""
-        return {"model": self.model, **asdict(self.training), **asdict(self.settings)}
+        return {"model": self.model, **asdict(self.settings), **asdict(self.training)}
 
 
 def _make(part: type, values: dict[str, Any]) -> Any:

@@ -182,12 +182,12 @@ def in_background(items: Generator, stop: Callable[[], None] = lambda: None) -> 
 def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> Generator[Batch, None, None]:
     """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths.
 
-    Frames that a video gave before it turned out to be unusable stay in; its `VideoEnd` says to drop them.
+    A shard begins with a batch: on some processors a frame's features differ in their last bit by its place in the
+    batch, and a shard must not depend on what was extracted before it. Frames that a video gave before it turned out to be unusable stay in; its `VideoEnd` says to drop them.
     """
     shape = (BATCH_FRAMES, decoder.size, decoder.size, 3)
-    batch = Batch(np.zeros(shape, np.uint8))
     for group in groups:
-        first_row = 0
+        batch, first_row = Batch(np.zeros(shape, np.uint8)), 0
         for name in group:
             try:
                 for frame in decoder.frames(videos / name):
@@ -202,8 +202,8 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
                 batch.ends.append((batch.count, VideoEnd(name, video)))
             except UnusableVideoError as error:
                 batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))
-    if batch.ends:
-        yield batch
+        if batch.ends:
+            yield batch
 
 
 def _forward(network: Backbone, batches: Iterable[Batch], summary: Summary) -> Generator[tuple, None, None]:

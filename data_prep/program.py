@@ -44,7 +44,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: 
 def _imported(arguments: list[str]) -> list[str]:
     """The values of `--import`, read before there are flags."""
     modules = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name in ("--import", "-import"):
             modules.append(value if equals else following)
