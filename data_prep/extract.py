@@ -183,7 +183,8 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
     """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths.
 
     A shard begins with a batch: on some processors a frame's features differ in their last bit by its place in the
-    batch, and a shard must not depend on what was extracted before it. Frames that a video gave before it turned out to be unusable stay in; its `VideoEnd` says to drop them.
+    batch, and a shard must not depend on what was extracted before it. Frames that a video gave before it turned out
+    to be unusable stay in; its `VideoEnd` says to drop them.
     """
     shape = (BATCH_FRAMES, decoder.size, decoder.size, 3)
     for group in groups:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from action_attention.errors import UserError
-from action_attention.losses import losses
+from action_attention.loss import losses
 from action_attention.models import build_model
 from action_attention.models.conv_alstm import CONV_HEAD_FILTERS
 from action_attention.models.upgrade import MOVES, WEIGHTS, load_keras
