@@ -218,7 +218,7 @@ def extraction(bench: Bench) -> list[Row]:
 
     seconds = in_turn(
         bench.rounds, pipeline=pipeline, network=lambda: [bench.network(batch.frames) for batch in batches],
-        loop=lambda: peers.one_thread_loop(bench.videos, bench.names, FPS),
+        loop=lambda: peers.one_thread_loop(bench.videos, bench.names, FPS, bench.weights),
     )  # fmt: skip
     speeds = {name: frames / statistics.median(taken) for name, taken in seconds.items()}
     return [

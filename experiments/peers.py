@@ -15,9 +15,9 @@ from data_prep.backbones import build_backbone
 from data_prep.videos import read_frames
 
 
-def one_thread_loop(videos: Path, names: list[str], fps: float) -> int:
+def one_thread_loop(videos: Path, names: list[str], fps: float, weights: str) -> int:
     """Extraction as most write it: decode a video, `predict` it in float32, next one. Returns the frames."""
-    network, frames = build_backbone(precision="float32"), 0
+    network, frames = build_backbone(weights=weights, precision="float32"), 0
     for name in names:
         frames += len(network.model.predict(read_frames(videos / name, fps, network.input_size), verbose=0))
     return frames

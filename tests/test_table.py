@@ -32,7 +32,7 @@ def test_a_row_names_the_settings_that_are_not_the_models_own():
     runs = [result(0, 0.5), result(0, 0.6, normalize="sqrt_l2", attention_penalty=0.0)]
     assert [row[1] for row in rows(table.markdown(runs))] == [
         "alstm",
-        "alstm, attention_penalty=0.0, normalize=sqrt_l2",
+        "alstm, normalize=sqrt_l2, attention_penalty=0.0",
     ]
 
 
