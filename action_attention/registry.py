@@ -6,6 +6,7 @@ code knows a model by its name. A `Config` is a model's name with all its settin
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
@@ -116,8 +117,10 @@ def all_settings() -> dict[str, dict[str, Field]]:
 
 
 def defaults(model: str) -> dict[str, Any]:
-    """The default of every setting; of what the model does not have, that of the first model that does."""
-    return {name: of.get(model, next(iter(of.values()))).default for name, of in all_settings().items()}
+    """The default of every setting; of what the model does not have, the most common one."""
+    usual = {name: Counter(field.default for field in of.values()).most_common(1) for name, of in all_settings().items()}
+    own = {name: of[model].default for name, of in all_settings().items() if model in of}
+    return {name: default for name, ((default, _),) in usual.items()} | own
 
 
 @dataclass(frozen=True)
