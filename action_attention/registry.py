@@ -118,9 +118,11 @@ def all_settings() -> dict[str, dict[str, Field]]:
 
 def defaults(model: str) -> dict[str, Any]:
     """The default of every setting; of what the model does not have, the most common one."""
-    usual = {name: Counter(field.default for field in of.values()).most_common(1) for name, of in all_settings().items()}
-    own = {name: of[model].default for name, of in all_settings().items() if model in of}
-    return {name: default for name, ((default, _),) in usual.items()} | own
+    found = {}
+    for name, of in all_settings().items():
+        ((usual, _),) = Counter(field.default for field in of.values()).most_common(1)
+        found[name] = of[model].default if model in of else usual
+    return found
 
 
 @dataclass(frozen=True)

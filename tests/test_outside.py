@@ -103,9 +103,7 @@ def test_a_flag_file_imports_nothing(own, tmp_path):
 
 
 def test_names_that_are_taken_are_refused():
-    with pytest.raises(
-        aa.UserError, match=r"registers the model alstm, but action_attention\.models"
-    ):
+    with pytest.raises(aa.UserError, match=r"registers the model alstm, but action_attention\.models"):
         aa.register_model("alstm", aa.ModelSettings)(type("Other", (aa.ActionModel,), {"__module__": __name__}))
 
 
@@ -134,11 +132,7 @@ def test_a_file_and_its_frames_give_the_same_answer_and_that_of_evaluation(recog
     [
         ("absent.mp4", None, "absent.mp4 is not a file; give a video file"),
         (np.zeros((4, 48, 64, 3), np.uint8), None, r"frames need their rate: predict\(frames, fps=30\)"),
-        (
-            np.zeros((4, 48, 64, 3), np.float32),
-            30,
-            r"uint8 \(n, height, width, 3\), RGB\. Received: float32 \(4, 48",
-        ),
+        (np.zeros((4, 48, 64, 3), np.float32), 30, r"uint8 \(n, height, width, 3\), RGB\. Received: float32 \(4, 48"),
         (np.zeros((48, 64, 3), np.uint8), 30, r"Received: uint8 \(48, 64, 3\)"),
         (np.zeros((0, 48, 64, 3), np.uint8), 30, r"Received: uint8 \(0, 48, 64, 3\)"),
     ],
