@@ -188,7 +188,7 @@ def test_conv_alstm_with_attention_taken_out_is_keras_conv_lstm2d(clip):
     reference = keras.layers.ConvLSTM2D(UNITS, 3, padding="same", return_sequences=True, dtype="float64")
     reference(features)
     reference.set_weights(layer.cells[0].get_weights())
-    np.testing.assert_allclose(hidden, reference(features / SIDE**2), atol=1e-7)  # features are float32
+    np.testing.assert_allclose(hidden, reference(features.astype(np.float64) / SIDE**2), atol=1e-10)
 
 
 @pytest.mark.parametrize(("pooled", "pooling"), [(AverageLSTM, "mean"), (MaxLSTM, "max")])
