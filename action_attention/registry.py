@@ -130,7 +130,7 @@ class Config:
     """What a run is: a model's name, its settings, and how it is trained."""
 
     model: str
-    settings: Settings
+    settings: Any  # of the model's own class
     training: Training
 
     @classmethod

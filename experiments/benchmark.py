@@ -30,12 +30,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
 import h5py
@@ -131,7 +132,7 @@ class Bench:
         names = list(self.cache.videos)[:videos]
         return Clips(self.cache, names, class_names(names), self.clip_length, in_memory=in_memory)
 
-    def model(self, name: str, classes: int = CLASSES, build: Callable = new_model, **settings) -> keras.Model:
+    def model(self, name: str, classes: int = CLASSES, build: Callable = new_model, **settings: Any) -> keras.Model:
         """A new model, ready to be trained."""
         config = Config.of(name, clip_length=self.clip_length, **settings)
         model = build(config, classes)
@@ -141,7 +142,7 @@ class Bench:
 
 def in_turn(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
     """Seconds of each function, called in turn, `rounds` times after a first call that does not count."""
-    seconds = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     for _ in range(rounds):
@@ -157,7 +158,7 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
-def in_fresh_process(function: Callable, bench: Bench, *arguments):
+def in_fresh_process(function: Callable, bench: Bench, *arguments: Any) -> Any:
     """What a function of this module returns in a new process, which has threads, memory, network and cache anew."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, replace(bench), *arguments).result()
@@ -189,7 +190,7 @@ def precision(bench: Bench) -> list[Row]:
 
 def accuracy(bench: Bench) -> list[Row]:
     """ALSTM trained on bfloat16 features and on float32 ones, both of few frames, seed by seed."""
-    right = {"float32": [], "bfloat16": []}
+    right: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     with tempfile.TemporaryDirectory() as folder:
         for name, found in right.items():
             features = Path(folder) / name
@@ -212,7 +213,7 @@ def extraction(bench: Bench) -> list[Row]:
     batches = list(bench.batches())
     frames = sum(batch.count for batch in batches)
 
-    def pipeline():
+    def pipeline() -> None:
         with tempfile.TemporaryDirectory() as folder:
             extract(bench.videos, Path(folder), bench.network, fps=FPS, names=bench.names)
 
@@ -237,7 +238,7 @@ def lstm_step(bench: Bench) -> list[Row]:
     }
     for name, compiled in (("eager", False), ("compiled", True)):
         step = peers.torch_alstm_step(features.shape[2:], CLASSES, Config.of("alstm"), compiled)
-        contest[name] = lambda step=step: [step(features, labels) for _ in range(STEPS)]
+        contest[name] = partial(repeat, step, features, labels)
     seconds = in_turn(bench.rounds, **contest)
     speeds = {name: STEPS * len(features) / statistics.median(taken) for name, taken in seconds.items()}
     return [
@@ -245,6 +246,11 @@ def lstm_step(bench: Bench) -> list[Row]:
         for ours in ("float32", "bfloat16")
         for peer, goal in (("eager", 1.5), ("compiled", 1.0))
     ]
+
+
+def repeat(step: Callable[..., object], *arguments: Any) -> None:
+    for _ in range(STEPS):
+        step(*arguments)
 
 
 def conv_lstm_step(bench: Bench) -> list[Row]:
@@ -387,7 +393,8 @@ def filters(bench: Bench) -> dict:
     """Ratio to raw float16, MB/s of raw data written and read, of each filter and chunk; pool5 is 90 % zeros."""
     names = list(bench.cache.videos)[:: max(1, len(bench.cache.videos) // 24)][:24]
     cubes = np.concatenate([bench.cache.read(name) for name in names])
-    measured, megabytes = {name: [] for name in CANDIDATES}, cubes.nbytes / 1e6
+    megabytes = cubes.nbytes / 1e6
+    measured: dict[str, list[tuple]] = {name: [] for name in CANDIDATES}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "filter.h5"
         for _ in range(bench.rounds):

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,19 +44,19 @@ def plain_conv_alstm(config: Config, classes: int) -> ConvALSTM:
 class PlainConvALSTM(ConvALSTM):
     """ConvALSTM as Keras' documentation leads to: `ConvLSTM2D`'s own cell called frame by frame."""
 
-    def make_core(self, settings, options):
+    def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         return PlainCore(settings.lstm_units, name="core", dtype=options["dtype"])
 
 
 class PlainCore(keras.layers.Layer):
-    def __init__(self, filters, **kwargs):
+    def __init__(self, filters: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.from_frame = keras.layers.Conv2D(filters, 1)
         self.from_hidden = keras.layers.Conv2D(filters, 1, use_bias=False)
         self.to_scores = keras.layers.Conv2D(1, 1, use_bias=False)
         self.cell = keras.layers.ConvLSTM2D(filters, 3, padding="same").cell
 
-    def call(self, features, mask, training=None):
+    def call(self, features: Any, mask: Any, training: bool | None = None) -> tuple[Any, Any]:
         hidden = ops.zeros_like(self.from_frame(features[:, 0]))
         states, hiddens, attention = [hidden, hidden], [], []
         for t in range(features.shape[1]):
@@ -82,7 +83,7 @@ def torch_alstm_step(
     penalty, learning_rate = config.training.attention_penalty, config.training.learning_rate
 
     class ALSTM(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.initial_hidden, self.initial_cell = nn.Linear(channels, units), nn.Linear(channels, units)
             self.from_frame, self.from_hidden = nn.Linear(channels, units), nn.Linear(units, units, bias=False)
@@ -90,7 +91,7 @@ def torch_alstm_step(
             self.cell, self.classifier = nn.LSTMCell(channels, units), nn.Linear(units, classes)
             self.dropout = nn.Dropout(config.settings.dropout)
 
-        def forward(self, cube):
+        def forward(self, cube: Any) -> Any:
             frame_means = cube.mean(2)
             clip_mean = frame_means.mean(1)
             hidden = torch.tanh(self.initial_hidden(self.dropout(clip_mean)))
