@@ -5,7 +5,12 @@ the locations of the feature cube (`H` x `W` here, since maps need not be square
 channels, `T` frames of a clip, `U` units. Forward passes use `keras.ops` only, so any backend runs them.
 """
 
-from action_attention.models import alstm, conv_alstm, pooled_lstm, softmax  # noqa: F401 - they register themselves
+from importlib import import_module
+from pkgutil import iter_modules
+
 from action_attention.models.base import ActionModel, build_model
+
+for _module in iter_modules(__path__):  # a new model is a new file here, and nothing else
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["ActionModel", "build_model"]
