@@ -116,5 +116,5 @@ constraints:  ## pin all dependencies anew, for every supported Python (needs uv
 	uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --no-annotate --no-header --upgrade -o constraints.txt
 
 clean:  ## remove what the build and the demo made; datasets, features and runs stay
-	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
