@@ -69,13 +69,7 @@ def choose_split(
         if VALIDATION in tags.values():
             about["validation"] = lists.name
     else:
-        made = made_in / "splits"
-        if not made.exists():  # all of them or none, however this ends
-            part = made_in / ".splits"
-            shutil.rmtree(part, ignore_errors=True)
-            write_lists(part, make_tags(sorted(cache.videos), seed))
-            part.rename(made)
-        tags = {name: tag for name, tag in read_lists(made).items() if test or tag != TEST}
+        tags = {name: tag for name, tag in _made(made_in, list(cache.videos), seed).items() if test or tag != TEST}
     split = make_split(tags, validation, seed)
     copies = copies_across(split, {name: video.file_sha256 for name, video in cache.videos.items()})
     if copies:
@@ -90,3 +84,13 @@ def choose_split(
         what = "left out" if dropped else "kept, as officially; --duplicates=drop_train leaves them out"
         warnings.append(f"{sentence}; {what}")
     return split, about, warnings
+
+
+def _made(folder: Path, videos: list[str], seed: int) -> dict[str, int]:
+    """The tags in `folder`/splits, which is made if it is not there: all lists or none, however this ends."""
+    made, part = folder / "splits", folder / ".splits"
+    if not made.exists():
+        shutil.rmtree(part, ignore_errors=True)
+        write_lists(part, make_tags(sorted(videos), seed))
+        part.rename(made)
+    return read_lists(made)

@@ -18,7 +18,7 @@ class Attention(keras.layers.Layer):
 
     def over(self, cube: Any, frame_means: Any, drop: Callable[[Any], Any]) -> Look:
         """Args: the cube `(B, T, L, D)`, its mean over locations `(B, T, D)`, the dropout of this call."""
-        raise NotImplementedError
+        raise AttributeError(f"{type(self).__name__} defines no over")
 
 
 class MeanScores(Attention):

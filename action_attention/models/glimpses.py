@@ -24,7 +24,7 @@ class Glimpse(keras.layers.Layer):
 
     def over(self, cube: Any, frame_means: Any, drop: Callable[[Any], Any]) -> Glance:
         """Args: the cube `(B, T, L, D)`, its mean over locations `(B, T, D)`, the dropout of this call."""
-        raise NotImplementedError
+        raise AttributeError(f"{type(self).__name__} defines no over")
 
 
 class Whole(Glimpse):
