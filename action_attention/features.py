@@ -1,9 +1,11 @@
 """The feature cache: a backbone's cubes of every sampled frame of every video, in HDF5 shards that explain themselves.
 
 A cache is a folder of `shard-NNNNN.h5` files, `index.json` and `rejects.json`; the two JSON files only repeat what the
-shards say. A shard holds
+shards say, and name the files beside the videos that were passed over. A shard holds
 - dataset `features`: float16 `(frames, height, width, channels)`, a video's frames contiguous;
 - dataset `videos`: one row per video, fields `VIDEO_FIELDS`; dataset `rejects`: videos that could not be used, and why;
+- since 0.2, dataset `remarks`: videos that are used but doubtful, and why; dataset `hashes`: a perceptual hash of each
+  frame, uint8 `(frames, 32)` (`data_prep/duplicates.py`);
 - attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`;
 - before all that, in what HDF5 calls the user block, a line of text: the sha256 of the bytes after it. It is checked
   before HDF5 sees them, because a flipped bit in HDF5's own structures can crash it. Older shards have none.
@@ -18,29 +20,38 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import resource
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import hdf5plugin
 import numpy as np
 
 from action_attention.errors import UserError
-from action_attention.files import file_sha256
+from action_attention.files import check_name, check_plain, file_sha256
+from action_attention.untrusted import attribute, check_whole, complaint, own_dataset, read_json, rows
 
 SCHEMA_VERSION = 1
 CHUNK_FRAMES = 8
+HASH_BYTES = 32
 HEAD_BYTES = 512  # HDF5's smallest user block
 RESERVED_BYTES = 4 << 20  # chunks that are being filled, their index, the tables
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # gzip is read by every h5py; zstd needs hdf5plugin and reads more than twice as fast.
 FILTERS = {"zstd": dict(hdf5plugin.Zstd(clevel=1)), "gzip": {"compression": "gzip", "compression_opts": 4}}
 SETTINGS = ("schema_version", "backbone", "weights", "weights_sha256", "precision", "preprocessing", "resize", "fps")
+SETTING_TYPES = {name: {"schema_version": int, "fps": float}.get(name, str) for name in SETTINGS}
+INDEX = {"settings": dict, "source": str, "complete": bool, "shards": [{"file": str}], "passed_over?": {str: str}}
+# so many shards stay open, those that were read last: opening one takes a third of the time of reading a clip
+OPEN_SHARDS = max(4, min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Video:
 
 _H5_TYPES: dict[Any, Any] = {str: h5py.string_dtype(), int: np.int64, float: np.float64}
 VIDEO_FIELDS = np.dtype([(field.name, _H5_TYPES[field.type]) for field in fields(Video)])
-REJECT_FIELDS = np.dtype([("name", h5py.string_dtype()), ("reason", h5py.string_dtype())])
+REASON_FIELDS = np.dtype([("name", h5py.string_dtype()), ("reason", h5py.string_dtype())])
 
 
 class DamagedError(UserError):
@@ -95,7 +106,8 @@ class ShardWriter:
         self._file: h5py.File = None
         # an append may write a chunk anew elsewhere, since it was not full, and one more that will not be full
         self._reserve = max(RESERVED_BYTES, 3 * CHUNK_FRAMES * 2 * math.prod(cube_shape))
-        self._videos, self._rejects, self._sha256 = list[tuple](), list[tuple](), hashlib.sha256()
+        self._videos, self._rejects, self._remarks = list[tuple](), list[tuple](), list[tuple]()
+        self._hashes, self._sha256 = np.zeros((0, HASH_BYTES), np.uint8), hashlib.sha256()
         with self._writing():
             self._file = h5py.File(self._part, "w", userblock_size=HEAD_BYTES)
             self._file.attrs.update({"schema_version": SCHEMA_VERSION} | settings)
@@ -110,17 +122,26 @@ class ShardWriter:
     def rows(self) -> int:
         return len(self._features)
 
-    def append(self, cubes: np.ndarray) -> None:
-        """Adds float16 cubes `(n, height, width, channels)` of the video that `add_video` or `reject` will name."""
+    def append(self, cubes: np.ndarray, hashes: np.ndarray | None = None) -> None:
+        """Adds frames of the video that `add_video` or `reject` will name.
+
+        Args:
+            cubes: float16 `(n, height, width, channels)`.
+            hashes: the frames' perceptual hashes, uint8 `(n, HASH_BYTES)`; a shard has those of all frames or none.
+        """
         cubes = np.ascontiguousarray(cubes, np.float16)
         rows = self.rows
         with self._writing(cubes.nbytes):
             self._features.resize(rows + len(cubes), axis=0)
             self._features[rows:] = cubes
         self._sha256.update(cubes.data)
+        if hashes is not None:
+            self._hashes = np.concatenate([self._hashes, hashes])
 
-    def add_video(self, video: Video) -> None:
-        self._videos.append(astuple(video))
+    def add_video(self, video: Video, remarks: Iterable[str] = ()) -> None:
+        """The frames since the last video are this one's, which says its `first_row` here whatever it said before."""
+        self._videos.append(astuple(replace(video, first_row=self._kept[0])))
+        self._remarks += [(video.name, remark) for remark in remarks]
         self._kept = self.rows, self._sha256.copy()
 
     def reject(self, name: str, reason: str) -> None:
@@ -130,13 +151,16 @@ class ShardWriter:
         if rows < self.rows:
             with self._writing():
                 self._features.resize(rows, axis=0)
-            self._sha256 = sha256.copy()
+            self._hashes, self._sha256 = self._hashes[:rows], sha256.copy()
 
     def commit(self) -> None:
-        with self._writing(1024 * len(self._videos + self._rejects)):
+        with self._writing(1024 * len(self._videos + self._rejects + self._remarks) + self._hashes.nbytes):
             self._file.attrs["features_sha256"] = self._sha256.hexdigest()
             self._file["videos"] = np.array(self._videos, VIDEO_FIELDS)
-            self._file["rejects"] = np.array(self._rejects, REJECT_FIELDS)
+            self._file["rejects"] = np.array(self._rejects, REASON_FIELDS)
+            self._file["remarks"] = np.array(self._remarks, REASON_FIELDS)
+            if len(self._hashes) == self.rows:
+                self._file["hashes"] = self._hashes
             self._file.flush()
             size = self._file.id.get_filesize()
             self._file.close()
@@ -168,57 +192,116 @@ class ShardWriter:
 
 
 class Shard:
-    """One complete shard, opened for reading, after its bytes were checked.
+    """One complete shard, whose bytes and tables were checked. Features are read from the file, which need not be open.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: it is not what was written, or not a file that holds all of it.
         UserError: it is of another schema.
         OSError: the system does not let it be read.
     """
 
+    # file and features, of the whole process; the one that was read last comes last
+    _open: ClassVar[OrderedDict["Shard", tuple[h5py.File, h5py.Dataset]]] = OrderedDict()
+    _lock = RLock()  # HDF5 itself works for one thread at a time
+
     def __init__(self, path: Path):
         self.path = path
+        try:
+            check_plain(path)
+        except UserError as error:
+            raise DamagedError(path, "it is not a plain file") from error
+        self._state = _state(path)
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         self.has_head = not head.startswith(H5_SIGNATURE)
         if self.has_head and head != _head(path):
             raise DamagedError(path, "its bytes are not those that were written")
         try:
-            self._file = h5py.File(path, "r")
-            attributes = dict(self._file.attrs)
-            if attributes.get("schema_version") != SCHEMA_VERSION:
-                raise UserError(
-                    f"{path} has feature-cache schema {attributes.get('schema_version')}, this version reads "
-                    f"{SCHEMA_VERSION}; extract again into another folder"
-                )
-            self.settings = {key: _plain(attributes[key]) for key in SETTINGS}
-            self.sha256 = attributes["features_sha256"]
-            self.videos = [Video(*map(_plain, row)) for row in self._file["videos"][:]]
-            self.rejects = {_plain(name): _plain(reason) for name, reason in self._file["rejects"][:]}
-            self.features = self._file["features"]
-            first_rows = [0, *accumulate(video.frames for video in self.videos)]
-            self.cube_shape = self.features.shape[1:]
-            shape = (first_rows.pop(), *self.cube_shape)
-            holds = (self.features.shape, self.features.dtype, len(shape)) == (shape, np.float16, 4)
-            if not holds or [video.first_row for video in self.videos] != first_rows:
-                raise DamagedError(path, "its table of videos")
+            with h5py.File(path, "r") as file:
+                self._read_tables(file)
         except UserError:
             raise
-        except Exception as error:  # only without a head: HDF5 stumbles over damage in many ways
+        except Exception as error:  # HDF5 stumbles over damage in many ways
             raise DamagedError(path, error) from error
+
+    def _read_tables(self, file: h5py.File) -> None:
+        """All but the features. Raises ValueError, or whatever HDF5 raises, if it is not as `ShardWriter` writes it."""
+        if (schema := attribute(file, "schema_version")) != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.path} has feature-cache schema {schema}, this version reads {SCHEMA_VERSION}; extract again "
+                "into another folder"
+            )
+        self.settings = {key: attribute(file, key) for key in SETTINGS}
+        self.sha256, self.compression = attribute(file, "features_sha256"), attribute(file, "compression")
+        self.software = attribute(file, "software")  # JSON
+        texts = {"features_sha256": self.sha256, "compression": self.compression, "software": self.software}
+        if wrong := complaint(self.settings | texts, SETTING_TYPES | dict.fromkeys(texts, str)):
+            raise ValueError(wrong)
+        if not 0 < self.settings["fps"] < math.inf:
+            raise ValueError(f"fps is {self.settings['fps']}")
+        self.videos = [_checked(Video(*row)) for row in rows(file, "videos")]
+        self.rejects = dict(rows(file, "rejects"))
+        self.remarks: dict[str, list[str]] = {}
+        for name, remark in rows(file, "remarks") if file.id.links.exists(b"remarks") else ():
+            self.remarks.setdefault(name, []).append(remark)
+        for name in (*self.rejects, *self.remarks):
+            check_name(name)
+        (name, times), *_ = Counter(video.name for video in self.videos).most_common(1) or [("", 1)]
+        if times > 1:
+            raise ValueError(f"{name!r} stands in it {times} times")
+        features = own_dataset(file, "features")
+        first_rows = [0, *accumulate(video.frames for video in self.videos)]
+        self.frames, self.cube_shape = first_rows.pop(), features.shape[1:]
+        shape = (self.frames, *self.cube_shape)
+        holds = (features.shape, features.dtype, len(shape), 0 in self.cube_shape) == (shape, np.float16, 4, False)
+        if not holds or [video.first_row for video in self.videos] != first_rows:
+            raise ValueError("its table of videos")
+        self._has_hashes = file.id.links.exists(b"hashes")
+        if self._has_hashes:
+            hashes = check_whole(own_dataset(file, "hashes"))
+            if (hashes.shape, hashes.dtype) != ((self.frames, HASH_BYTES), np.uint8):
+                raise ValueError("its hashes")
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[h5py.File, h5py.Dataset]]:
+        """The file and its features. Raises DamagedError if it is another file than the one that was checked."""
+        with Shard._lock:
+            if self not in Shard._open:
+                while len(Shard._open) >= OPEN_SHARDS:
+                    Shard._open.popitem(last=False)[1][0].close()
+                if _state(self.path) != self._state:
+                    raise DamagedError(self.path, "it has changed since it was opened")
+                file = h5py.File(self.path, "r")
+                Shard._open[self] = file, file["features"]
+            Shard._open.move_to_end(self)
+            yield Shard._open[self]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Features of its frames `start` to `stop`, float16 `(frames, height, width, channels)`."""
+        with self._reading() as (_, features):
+            return features[start:stop]
+
+    def frame_hashes(self, video: Video) -> np.ndarray | None:
+        """A video's perceptual hashes, uint8 `(frames, HASH_BYTES)`; None in shards of before version 0.2."""
+        if not self._has_hashes:
+            return None
+        with self._reading() as (file, _):
+            return file["hashes"][video.first_row : video.first_row + video.frames]
 
     def compute_sha256(self) -> str:
         """Reads all features and returns the sha256 that `sha256` must equal; empty if they cannot be read."""
         digest = hashlib.sha256()
         try:
-            for row in range(0, len(self.features), 32 * CHUNK_FRAMES):
-                digest.update(self.features[row : row + 32 * CHUNK_FRAMES])
+            for row in range(0, self.frames, 32 * CHUNK_FRAMES):
+                digest.update(self.read(row, row + 32 * CHUNK_FRAMES))
         except (OSError, RuntimeError):  # the filter noticed the damage first
             return ""
         return digest.hexdigest()
 
     def close(self) -> None:
-        self._file.close()
+        with Shard._lock:
+            if self in Shard._open:
+                Shard._open.pop(self)[0].close()
 
 
 class FeatureCache:
@@ -229,8 +312,10 @@ class FeatureCache:
         cube_shape: a frame's features, (height, width, channels).
         videos: name `<class>/<file>` -> `Video`, in extraction order.
         rejects: name -> reason, for videos that could not be used.
-        fingerprint: sha256 over the settings and every video's place and features; two caches with the same
-            fingerprint give the same features.
+        remarks: name -> what is doubtful about a video.
+        passed_over: path -> reason, for files beside the videos that were not taken for videos.
+        fingerprint: sha256 over the settings and every shard's name and features; of names and files of videos it
+            knows nothing (`runs.files_digest`).
 
     Raises:
         UserError: the folder is no cache, a shard is damaged, missing or of another extraction, or the index disagrees.
@@ -242,11 +327,13 @@ class FeatureCache:
         if not index_file.is_file():
             raise UserError(f"{folder} holds no feature cache (no index.json); make one with `make extract`")
         try:
-            index = json.loads(index_file.read_text())
+            index = read_json(index_file, INDEX)
             listed = {entry["file"]: entry for entry in index["shards"]} | {"its settings": index["settings"]}
-            self.complete, self.source = bool(index["complete"]), index["source"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{index_file} is damaged; run the same extraction again to rebuild it") from error
+            self.complete, self.source = index["complete"], index["source"]
+            self.passed_over = index.get("passed_over", {})
+        except ValueError as error:
+            remedy = "run the same extraction again to rebuild it"
+            raise UserError(f"{index_file} is damaged ({error}); {remedy}") from error
         self.shards = open_shards(self.folder)
         self.settings = self.shards[0].settings if self.shards else {}
         self.cube_shape: Any = self.shards[0].cube_shape if self.shards else ()
@@ -257,9 +344,11 @@ class FeatureCache:
         self._place = {video.name: (shard, video) for shard in self.shards for video in shard.videos}
         self.videos = {name: video for name, (_, video) in self._place.items()}
         self.rejects = {name: reason for shard in self.shards for name, reason in shard.rejects.items()}
+        self.remarks = {name: remarks for shard in self.shards for name, remarks in shard.remarks.items()}
         checksums = sorted((shard.path.name, shard.sha256) for shard in self.shards)
         identity = json.dumps([self.settings, checksums], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self._refusal: UserError | None = None
 
     @property
     def frames(self) -> int:
@@ -270,13 +359,40 @@ class FeatureCache:
         return sum(shard.path.stat().st_size for shard in self.shards)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Features of frames `start` to `stop` of a video, float16 `(frames, height, width, channels)`."""
+        """Features of frames `start` to `stop` of a video, float16 `(frames, height, width, channels)`.
+
+        Raises UserError if they are damaged or not finite.
+        """
         shard, video = self._place[name]
         stop = video.frames if stop is None else min(stop, video.frames)
         try:
-            return shard.features[video.first_row + start : video.first_row + stop]
-        except OSError as error:
-            raise DamagedError(shard.path, error) from error
+            cubes = shard.read(video.first_row + start, video.first_row + stop)
+            if not are_finite(cubes):
+                raise UserError(
+                    f"{name!r} has features in {shard.path} that are not finite; delete that file and run the same "
+                    "extraction again"
+                )
+        except (UserError, OSError) as error:
+            self._refusal = error if isinstance(error, UserError) else DamagedError(shard.path, error)
+            raise self._refusal from error
+        return cubes
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raises what `read` raised in here, where somebody else has made another error of it, as `tf.data` does."""
+        self._refusal = None
+        try:
+            yield
+        except Exception as error:
+            if self._refusal and not isinstance(error, UserError):
+                raise self._refusal from error
+            raise
+
+    def frame_hashes(self, name: str) -> np.ndarray | None:
+        """Perceptual hashes of a video's frames, bool `(frames, 256)`; None in a cache of before version 0.2."""
+        shard, video = self._place[name]
+        hashes = shard.frame_hashes(video)
+        return None if hashes is None else np.unpackbits(hashes, axis=1).astype(bool)
 
     def verify(self) -> Iterator[tuple[Path, bool]]:
         """Recomputes every shard's checksum; yields its path and whether it holds."""
@@ -333,11 +449,17 @@ def open_shards(folder: Path) -> list[Shard]:
     return shards
 
 
-def write_index(folder: Path, shards: list[Shard], source: Path, complete: bool) -> None:
-    """(Re)writes `index.json` and `rejects.json` from the shards; each file is replaced as a whole."""
+def write_index(
+    folder: Path, shards: list[Shard], source: Path, complete: bool, passed_over: dict[str, str] | None = None
+) -> None:
+    """(Re)writes `index.json` and `rejects.json` from the shards; each file is replaced as a whole.
+
+    `passed_over` are files below `source` that were not taken for videos: path -> why; `rejects.json` names them too.
+    """
     index = {"settings": shards[0].settings if shards else {}, "source": str(source), "complete": complete}
-    index["shards"] = [_index_entry(shard) for shard in shards]
-    write_json(folder / "rejects.json", {name: reason for shard in shards for name, reason in shard.rejects.items()})
+    index |= {"shards": [_index_entry(shard) for shard in shards], "passed_over": passed_over or {}}
+    rejects = {name: reason for shard in shards for name, reason in shard.rejects.items()}
+    write_json(folder / "rejects.json", rejects | (passed_over or {}))
     write_json(folder / "index.json", index)
 
 
@@ -355,15 +477,23 @@ def write_json(path: Path, content: object) -> None:
 def listed_shards(folder: Path) -> dict[str, str]:
     """File name -> `features_sha256` of the shards that the index lists; empty if it cannot be read."""
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = read_json(folder / "index.json", {"shards": [{"file": str, "features_sha256": str}]})
         return {entry["file"]: entry["features_sha256"] for entry in index["shards"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError):
         return {}
+
+
+def are_finite(cubes: np.ndarray) -> bool:
+    """Whether no float16 is NaN or infinite; told from its bits, which takes a twentieth of NumPy's own test.
+
+    Such numbers are at least 0x7C00 with the sign bit 0, at least 0xFC00 with it.
+    """
+    return bool(cubes.view(np.int16).max(initial=0) < 0x7C00 and cubes.view(np.uint16).max(initial=0) < 0xFC00)
 
 
 def _index_entry(shard: Shard) -> dict:
     return {
-        "file": shard.path.name, "videos": len(shard.videos), "frames": len(shard.features),
+        "file": shard.path.name, "videos": len(shard.videos), "frames": shard.frames,
         "features_sha256": shard.sha256,
     }  # fmt: skip
 
@@ -374,8 +504,19 @@ def _head(path: Path) -> bytes:
     return text.encode().ljust(HEAD_BYTES, b"\0")
 
 
-def _plain(value: Any) -> Any:
-    """A Python value from what h5py returns."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.item() if isinstance(value, np.generic) else value
+def _checked(video: Video) -> Video:
+    """A video of a shard's table. Raises ValueError if it is none."""
+    for field in fields(video):
+        value = getattr(video, field.name)
+        if type(value) is not field.type or (field.type is float and not math.isfinite(value)):
+            raise ValueError(f"{video.name!r:.200} has {field.name}={value!r:.50}")
+    check_name(video.name)
+    if video.frames < 1:
+        raise ValueError(f"{video.name!r} has frames={video.frames}")
+    return video
+
+
+def _state(path: Path) -> tuple:
+    """What tells a file from another one that takes its place."""
+    there = path.stat()
+    return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns

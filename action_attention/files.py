@@ -1,7 +1,11 @@
-"""Files' checksums, and folders that one process at a time may write to."""
+"""Files' checksums, what files and names may be, and folders that one process at a time may write to."""
 
+import errno
 import fcntl
 import hashlib
+import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +24,46 @@ def file_sha256(path: Path, skip: int = 0, on_block: Callable[[], object] = lamb
     return digest.hexdigest()
 
 
+def check_plain(path: Path) -> None:
+    """Raises UserError if it is a pipe, a device or a folder, or a link to one: reading it might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is not a plain file; remove it")
+
+
+def check_tree(folder: Path) -> None:
+    """Raises UserError if there is anything but plain files and folders: through a link, others would be written to."""
+    folders = [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    raise UserError(f"{entry.path} is a link, a pipe or a device; remove it, or put a plain file there")
+
+
+# two parts without a slash, of text that UTF-8 can hold, neither of them . or ..
+_NAME = re.compile("(?!\\.{1,2}/)[^/\0\ud800-\udfff]+/(?!\\.{1,2}\\Z)[^/\0\ud800-\udfff]+")
+
+
+def check_name(name: object) -> None:
+    """Raises ValueError unless a video's name is `<class>/<file>`, which stays inside of the videos' folder."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ValueError(f"expected <class>/<file> as video, found {name!r:.200}")
+
+
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """Makes the folder and holds it for this process. Raises UserError with the text `busy` if another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
+    path = folder / ".lock"
+    try:
+        lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "w")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe
+            raise UserError(f"{path} is not a plain file; remove it") from error
+        raise
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,22 +1,27 @@
 """Decodes videos in a process of its own: one that crashes or hangs the decoder loses nothing but itself.
 
-The process reads a path a line (JSON) and answers `FRAME` and a frame's bytes for every sampled frame, then `END` and a
-line of JSON: what a cache says of the video, or why it cannot be used. It is killed by its own alarm if a frame takes
-too long, by its limit if it wants absurd memory, and ends with its parent, however that ended.
+The process reads a path a line (JSON) and answers `FRAME` and a frame's bytes for every sampled frame, then `END`, the
+length of what follows in 8 bytes, and JSON: what a cache says of the video, or why it cannot be used. `WAIT` says that
+it reads on. It is killed by its own alarm if a frame takes too long, by its limit if it wants absurd memory, by its
+parent if even that does not end it, and ends with its parent, however that ended.
 """
 
 import json
 import math
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
+import av
 import cv2
 import numpy as np
 
@@ -24,7 +29,11 @@ from action_attention.errors import UserError
 from action_attention.files import file_sha256
 from data_prep.videos import UnusableVideoError, VideoReader
 
-READY, FRAME, END = b"r", b"f", b"e"
+READY, WAIT, FRAME, END = b"r", b"w", b"f", b"e"
+STARTS = 3  # tries to start the process
+START_SECONDS = 120.0
+LENGTH_BYTES = 8
+GRACE_SECONDS = 5.0  # after which a process whose alarm has not ended it is killed, and a killed one is left behind
 # 16 reference frames of 8K video need 2 GB; a header that announces more than any camera makes is refused by this
 MEMORY_BYTES = 4 << 30
 
@@ -43,13 +52,15 @@ class Decoder:
 
     Attributes:
         about: after the last frame, the fields of `Video` that are the file's own.
+        remarks: after the last frame, what a person should know of the file.
     """
 
     def __init__(self, fps: float, size: int, timeout: float = 60.0):
         self.fps, self.size, self.timeout = fps, size, timeout
         self.about: dict[str, Any] = {}
         self._process: Any = None  # a Popen, whose pipes are there
-        self._closed = False
+        self.remarks: list[str] = []
+        self._closed, self._reading = False, Lock()
 
     def frames(self, path: Path) -> Iterator[np.ndarray]:
         """RGB frames of a video as `VideoReader` yields them. Raises UnusableVideoError, maybe after some frames."""
@@ -69,54 +80,84 @@ class Decoder:
         """Kills the process, whatever it is doing; from another thread too."""
         self._closed = True
         if process := self._process:
-            _stop(process)
+            process.kill()  # which ends what reads its answers
+            if self._reading.acquire(timeout=GRACE_SECONDS):
+                _stop(process)
+                self._reading.release()
 
     def _start(self) -> Any:
         command = [sys.executable, "-m", "data_prep.decoder", str(self.fps), str(self.size), str(self.timeout)]
         root = Path(__file__).parents[1]
-        try:  # in a session of its own, out of reach of the terminal's Ctrl-C: stopping it is the parent's business
-            self._process = subprocess.Popen(
-                command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-        except OSError as error:
-            raise UserError(f"no process can be started for the decoder ({error.strerror})") from error
-        if self._closed or self._process.stdout.read(1) != READY:
-            _stop(self._process)
-            raise UserError("the decoder's process does not start; what it printed says why")
-        return self._process
+        for _ in range(STARTS):
+            try:  # in a session of its own, out of reach of the terminal's Ctrl-C: stopping it is the parent's business
+                process = self._process = subprocess.Popen(
+                    command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+                )
+            except OSError as error:
+                raise UserError(f"no process can be started for the decoder ({error.strerror})") from error
+            with suppress(EOFError, TimeoutError):
+                if not self._closed and self._receive(process, 1, START_SECONDS) == READY:
+                    return process
+            _stop(process)
+            if self._closed:
+                break
+        self._process = None
+        raise UserError("the decoder's process does not start; what it printed says why")
+
+    def _receive(self, process: Any, size: int, seconds: float | None = None) -> bytearray:
+        """So many bytes of the process. Raises EOFError if it ended, TimeoutError if it gives nothing for too long."""
+        received = bytearray(size)
+        rest, milliseconds = memoryview(received), 1000 * (seconds or self.timeout + GRACE_SECONDS)
+        with self._reading:
+            while rest:
+                poll = select.poll()
+                if process.stdout.closed:
+                    raise EOFError
+                poll.register(process.stdout, select.POLLIN)
+                if not poll.poll(milliseconds):
+                    raise TimeoutError
+                read = os.readv(process.stdout.fileno(), [rest])
+                if not read:
+                    raise EOFError
+                rest = rest[read:]
+        return received
 
     def _answers(self, path: Path) -> Iterator[np.ndarray]:
-        process = self._process = self._process or self._start()
-        shape, answer = (self.size, self.size, 3), b""
+        process, shape, answer = self._process or self._start(), (self.size, self.size, 3), None
         try:
             os.write(process.stdin.fileno(), json.dumps(str(path.absolute())).encode() + b"\n")
-            while (tag := process.stdout.read(1)) == FRAME:
-                frame = process.stdout.read(math.prod(shape))
-                if len(frame) < math.prod(shape):
-                    break
-                yield np.frombuffer(frame, np.uint8).reshape(shape)
-            answer = process.stdout.readline() if tag == END else b""
-        except BrokenPipeError:
+            while (tag := self._receive(process, 1)) != END:
+                if tag == FRAME:
+                    yield np.frombuffer(self._receive(process, math.prod(shape)), np.uint8).reshape(shape)
+            length = int.from_bytes(self._receive(process, LENGTH_BYTES), "little")
+            answer = json.loads(self._receive(process, length))
+        except (BrokenPipeError, EOFError):
             pass
+        except TimeoutError:
+            raise DecoderCrashError(f"the decoder's process stood still for {self.timeout:g} s") from None
         finally:
-            if not answer.endswith(b"\n"):
+            if answer is None:
                 self._process = None
                 _stop(process)
-        code = process.returncode
-        if code == -signal.SIGALRM:
-            raise UnusableVideoError(f"the decoder gave no frame for {self.timeout:g} s")
-        if code is not None:
-            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            raise DecoderCrashError(f"the decoder crashed ({how})")
-        about = json.loads(answer)
-        if "reason" in about:
-            raise UnusableVideoError(about["reason"])
-        self.about = about
+        if answer is None:
+            code = process.returncode or 0
+            if code == -signal.SIGALRM:
+                raise UnusableVideoError(f"the decoder gave no frame for {self.timeout:g} s")
+            raise DecoderCrashError(
+                f"the decoder crashed ({signal.Signals(-code).name if code < 0 else f'exit status {code}'})"
+            )
+        if "reason" in answer:
+            raise UnusableVideoError(answer["reason"])
+        self.about, self.remarks = answer["video"], answer["remarks"]
 
 
 def _stop(process: subprocess.Popen) -> None:
-    with process:  # closes its pipes and waits for it
-        process.kill()
+    """Kills the process and closes its pipes."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        pipe.close()  # type: ignore[union-attr]
+    with suppress(subprocess.TimeoutExpired):  # the system may not let go of it, such as at a dead mount
+        process.wait(GRACE_SECONDS)
 
 
 def main() -> None:
@@ -133,7 +174,8 @@ def main() -> None:
     answers.flush()
     for line in sys.stdin.buffer:
         about = _decode(Path(json.loads(line)), fps, size, timeout, answers)
-        answers.write(END + json.dumps(about).encode() + b"\n")
+        answer = json.dumps(about).encode()
+        answers.write(END + len(answer).to_bytes(LENGTH_BYTES, "little") + answer)
         answers.flush()
 
 
@@ -141,13 +183,18 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
     def alarm_in(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
+    def reads_on() -> None:
+        answers.write(WAIT)
+        answers.flush()
+        alarm_in(timeout)
+
     alarm_in(timeout)
     try:
         if not path.exists():
             raise UnusableVideoError("does not exist under this name: a link to nothing, or a name that is not UTF-8")
         if not path.is_file():
             raise UnusableVideoError("is no file, but a folder, a pipe or a device")
-        file_bytes, sha256 = path.stat().st_size, file_sha256(path, on_block=lambda: alarm_in(timeout))
+        file_bytes, sha256 = path.stat().st_size, file_sha256(path, on_block=reads_on)
         reader = VideoReader(path, fps, size)
         for frame in reader:
             alarm_in(0)  # writing takes as long as the network needs
@@ -159,16 +206,17 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
         return {"reason": str(error)}
     except OSError as error:
         return {"reason": error.strerror or str(error)}
-    except (cv2.error, MemoryError) as error:
-        return {"reason": f"the decoder failed: {getattr(error, 'err', '') or 'out of memory'}"}
+    except (av.FFmpegError, cv2.error, MemoryError) as error:
+        return {"reason": f"the decoder failed: {str(error) or 'out of memory'}"}
     finally:
         alarm_in(0)
     info = reader.info
-    return {
+    video = {
         "frames": info.sampled_frames, "source_fps": info.fps, "sampled_fps": info.sampled_fps,
         "announced_frames": info.announced_frames, "decoded_frames": info.decoded_frames,
         "width": info.width, "height": info.height, "file_bytes": file_bytes, "file_sha256": sha256,
     }  # fmt: skip
+    return {"video": video, "remarks": info.remarks(fps)}
 
 
 if __name__ == "__main__":

@@ -6,45 +6,49 @@ Videos are taken in sorted order, `SHARD_VIDEOS` to a shard. A shard appears onl
 an extraction, the next one redoes at most the shard in hand, and the shards are those of one that was never stopped.
 """
 
+import json
 import math
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
-import cv2
 import numpy as np
 from absl import flags, logging
 from tqdm import tqdm
 
-from action_attention.errors import UserError
+from action_attention.errors import UserError, remedy
 from action_attention.features import (
     FILTERS,
+    HASH_BYTES,
     DamagedError,
     FeatureCache,
     Shard,
     ShardWriter,
     Video,
+    are_finite,
     listed_shards,
     open_shards,
     shard_paths,
     write_index,
 )
-from action_attention.files import locked
+from action_attention.files import file_sha256, locked
 from data_prep import program
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
-from data_prep.videos import UnusableVideoError, is_utf8, list_videos
+from data_prep.duplicates import frame_hash
+from data_prep.videos import UnusableVideoError, is_utf8, list_videos, passed_over
 
 SHARD_VIDEOS = 64
 BATCH_FRAMES = 32
 QUEUE_BATCHES = 4
+NOT_FINITE = "its features hold NaN or more than float16 can; check the backbone's weights and precision"
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,16 @@ class VideoEnd:
     name: str
     video: Video | None = None
     reason: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
 class Batch:
-    """`count` frames (the rest of `frames` is padding) and the videos that end among them, each with its position."""
+    """`count` frames (the rest of `frames` is padding), their hashes, uint8 `(size, HASH_BYTES)`, and the videos that
+    end among them, each with its position."""
 
     frames: np.ndarray
+    hashes: np.ndarray
     count: int = 0
     ends: list[tuple[int, VideoEnd]] = field(default_factory=list)
 
@@ -86,20 +93,22 @@ def extract(
     shard_videos: int = SHARD_VIDEOS,
     names: list[str] | None = None,
     decode_timeout: float = 60.0,
+    prune: bool = False,
 ) -> Summary:
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
     `fps` is in sampled frames per second, `compression` a key of `FILTERS`; `names` chooses among the videos. A video
-    that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside and made again. Raises
-    UserError if there are no videos, the cache was made with other settings or from other files, another extraction
-    is writing to it, or it cannot be written.
+    that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside and made again. Videos
+    that the cache holds and the folder does not are named, and with `prune` removed. Raises UserError if there are no
+    videos, the cache was made with other settings or from other files, another extraction is writing to it, or it
+    cannot be written.
     """
+    whole, others = names is None, passed_over(videos) if names is None and videos.is_dir() else {}
     names = list_videos(videos) if names is None else names
     if bad := [name for name in names if not is_utf8(name)]:
         raise UserError(f"the name {bad[0]!r} is not UTF-8, which the cache cannot hold; rename the file")
     settings = cache_settings(network, fps)
-    software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin")}
-    software["opencv"] = cv2.__version__
+    software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin", "av")}
     summary, started = Summary(), time.monotonic()
     decoder = Decoder(fps, network.input_size, decode_timeout)
     with locked(features, f"another extraction is writing to {features}; wait for it or stop it"):
@@ -107,6 +116,9 @@ def extract(
             part.unlink()
         shards = _whole_shards(features)
         _check_resumable(shards, settings, videos, features)
+        gone = _gone(shards, names, videos, features) if whole else set()
+        if prune:
+            shards = [kept for shard in shards if (kept := _without(shard, gone))]
         done = {name for shard in shards for name in [*(v.name for v in shard.videos), *shard.rejects]}
         todo = [name for name in names if name not in done]
         if done:
@@ -114,39 +126,52 @@ def extract(
         groups = [todo[first : first + shard_videos] for first in range(0, len(todo), shard_videos)]
         # the number of a shard that is gone is free, so it is made again under its own name
         paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
-        last_of_shard = {group[-1] for group in groups}
-        writer, frames = None, 0
+        writers = (ShardWriter(path, network.cube_shape, settings, software, compression) for path in paths)
         batches = in_background(decode_batches(videos, groups, decoder))
         pieces = in_background(_forward(network, batches, summary), decoder.close)
-        with closing(pieces), tqdm(total=len(todo), unit="video", disable=None, dynamic_ncols=True) as progress:
-            try:
-                for cubes, end in pieces:
-                    writer = writer or ShardWriter(next(paths), network.cube_shape, settings, software, compression)
-                    writer.append(cubes)
-                    frames += len(cubes)
-                    progress.set_postfix_str(f"{frames} frames, {frames / (time.monotonic() - started):.1f} frames/s")
-                    if not end:
-                        continue
-                    _finish_video(writer, end, summary)
-                    progress.update()
-                    if end.name in last_of_shard:
-                        writer.commit()
-                        shards.append(Shard(writer.path))
-                        write_index(features, shards, videos.resolve(), complete=False)
-                        writer = None
-                write_index(features, sorted(shards, key=lambda shard: shard.path), videos.resolve(), complete=True)
-            except OSError as error:
-                raise UserError(
-                    f"{features} cannot be written ({error.strerror}); its {len(shards)} finished shards are safe: "
-                    "make room and run the same command again"
-                ) from error
-            finally:
-                if writer:
-                    writer.discard()
+        try:
+            with closing(pieces), closing(_new_shards(groups, pieces, writers, summary)) as new_shards:
+                for shard in new_shards:
+                    shards.append(shard)
+                    write_index(features, shards, videos.resolve(), False, others)
+            shards.sort(key=lambda shard: shard.path)
+            write_index(features, shards, videos.resolve(), True, others)
+        except OSError as error:
+            safe = f"its {len(shards)} finished shards are safe: " if shards else ""
+            raise UserError(
+                f"{features} cannot be written ({error.strerror}); {safe}{remedy(error)} and run the same command again"
+            ) from error
         for shard in shards:
             shard.close()
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _new_shards(
+    groups: list[list[str]], pieces: Iterable[tuple], writers: Iterator[ShardWriter], summary: Summary
+) -> Generator[Shard, None, None]:
+    """Writes the pieces that `_forward` gives into a shard for each group; yields each when it is complete."""
+    last_of_shard, writer, finite, started = {group[-1] for group in groups}, None, True, time.monotonic()
+    with tqdm(total=sum(map(len, groups)), unit="video", disable=None, dynamic_ncols=True) as progress:
+        frames = 0
+        try:
+            for cubes, hashes, end in pieces:
+                writer = writer or next(writers)
+                writer.append(cubes, hashes)
+                frames, finite = frames + len(cubes), finite and are_finite(cubes)
+                progress.set_postfix_str(f"{frames} frames, {frames / (time.monotonic() - started):.1f} frames/s")
+                if not end:
+                    continue
+                _finish_video(writer, end if finite else replace(end, video=None, reason=NOT_FINITE), summary)
+                finite = True
+                progress.update()
+                if end.name in last_of_shard:
+                    writer.commit()
+                    path, writer = writer.path, None
+                    yield Shard(path)
+        finally:
+            if writer:
+                writer.discard()
 
 
 def cache_settings(network: Backbone, fps: float) -> dict:
@@ -186,21 +211,25 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
     batch, and a shard must not depend on what was extracted before it. Frames that a video gave before it turned out
     to be unusable stay in; its `VideoEnd` says to drop them.
     """
-    shape = (BATCH_FRAMES, decoder.size, decoder.size, 3)
+
+    def empty() -> Batch:
+        frames = np.zeros((BATCH_FRAMES, decoder.size, decoder.size, 3), np.uint8)
+        return Batch(frames, np.zeros((BATCH_FRAMES, HASH_BYTES), np.uint8))
+
     for group in groups:
-        batch, first_row = Batch(np.zeros(shape, np.uint8)), 0
+        batch = empty()
         for name in group:
             try:
                 for frame in decoder.frames(videos / name):
                     batch.frames[batch.count] = frame
+                    batch.hashes[batch.count] = np.packbits(frame_hash(frame))
                     batch.count += 1
                     if batch.count == len(batch.frames):
                         yield batch
-                        batch = Batch(np.zeros(shape, np.uint8))
+                        batch = empty()
                 class_name, file_name = name.split("/")
-                video = Video(class_name, file_name, first_row, **decoder.about)
-                first_row += video.frames
-                batch.ends.append((batch.count, VideoEnd(name, video)))
+                video = Video(class_name, file_name, 0, **decoder.about)
+                batch.ends.append((batch.count, VideoEnd(name, video, remarks=tuple(decoder.remarks))))
             except UnusableVideoError as error:
                 batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))
         if batch.ends:
@@ -208,17 +237,17 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
 
 
 def _forward(network: Backbone, batches: Iterable[Batch], summary: Summary) -> Generator[tuple, None, None]:
-    """Cubes in order, cut where a video ends, each piece with that end or None."""
+    """Cubes and hashes in order, cut where a video ends, each piece with that end or None."""
     for batch in batches:
         started = time.monotonic()
         cubes = network(batch.frames)
         summary.network_seconds += time.monotonic() - started
         first = 0
         for position, end in batch.ends:
-            yield cubes[first:position], end
+            yield cubes[first:position], batch.hashes[first:position], end
             first = position
         if first < batch.count:
-            yield cubes[first : batch.count], None
+            yield cubes[first : batch.count], batch.hashes[first : batch.count], None
 
 
 def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
@@ -229,10 +258,12 @@ def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
         writer.reject(end.name, end.reason)
         logging.warning("rejected %r: %s", end.name, end.reason)
         return
-    writer.add_video(video)
+    writer.add_video(video, end.remarks)
     summary.frames += video.frames
     if video.is_short:
         logging.warning("short: %r decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
+    for remark in end.remarks:
+        logging.warning("doubtful: %r %s", end.name, remark)
 
 
 def _whole_shards(features: Path) -> list[Shard]:
@@ -261,7 +292,7 @@ def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features
                 )
         for video in shard.videos:
             path = videos / video.name
-            if path.is_file() and path.stat().st_size != video.file_bytes:
+            if path.is_file() and _has_changed(path, video, shard.path):
                 raise UserError(f"{path} has changed since it was extracted; delete {shard.path} and run this again")
             # a video may be gone, but not from a shard that nothing but its presence speaks for
             if listed.get(shard.path.name) != shard.sha256 and not path.is_file():
@@ -269,6 +300,51 @@ def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features
                     f"{shard.path} is not in index.json and holds {video.name}, which {videos} does not: "
                     "it belongs to another extraction; remove it"
                 )
+
+
+def _has_changed(path: Path, video: Video, shard: Path) -> bool:
+    """Its bytes are compared only if the file was touched after its features were written."""
+    there = path.stat()
+    if there.st_size != video.file_bytes:
+        return True
+    return there.st_ctime > shard.stat().st_mtime and file_sha256(path) != video.file_sha256
+
+
+def _gone(shards: list[Shard], names: list[str], videos: Path, features: Path) -> set[str]:
+    """The videos that the cache holds and the folder does not; says which, and those that have another name now."""
+    held = {video.name: video for shard in shards for video in shard.videos}
+    gone = {name: held[name] for name in held.keys() - names}
+    if not gone:
+        return set()
+    sizes = {video.file_bytes for video in gone.values()}
+    new = [path for name in names if name not in held and (path := videos / name).is_file()]
+    now = {file_sha256(path): path.relative_to(videos) for path in new if path.stat().st_size in sizes}
+    said = [name + (f" (now {now[gone[name].file_sha256]})" if gone[name].file_sha256 in now else "") for name in gone]
+    logging.warning(
+        "%d videos of %s are gone from %s: %s; without --prune, which removes them from the cache, they stay in use",
+        len(gone), features, videos, ", ".join(sorted(said)[:10]),
+    )  # fmt: skip
+    return set(gone)
+
+
+def _without(shard: Shard, gone: set[str]) -> Shard | None:
+    """The shard written anew from its own features without some videos; itself if it has none of them."""
+    kept = [video for video in shard.videos if video.name not in gone]
+    if len(kept) == len(shard.videos):
+        return shard
+    if not kept and not shard.rejects:
+        shard.close()
+        shard.path.unlink()
+        return None
+    writer = ShardWriter(shard.path, shard.cube_shape, shard.settings, json.loads(shard.software), shard.compression)
+    for video in kept:
+        writer.append(shard.read(video.first_row, video.first_row + video.frames), shard.frame_hashes(video))
+        writer.add_video(video, shard.remarks.get(video.name, ()))
+    for name, reason in shard.rejects.items():
+        writer.reject(name, reason)
+    writer.commit()
+    shard.close()
+    return Shard(shard.path)
 
 
 def define_flags() -> None:
@@ -279,6 +355,7 @@ def define_flags() -> None:
     flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a Keras weights file of the backbone")
     flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be had, say so and use random ones")
     flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
+    flags.DEFINE_bool("prune", False, "remove from the cache the videos that are gone from --videos")
     flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
 
@@ -294,7 +371,7 @@ def main() -> None:
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
     features = Path(args.features)
     done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression,
-                   decode_timeout=args.decode_timeout)  # fmt: skip
+                   decode_timeout=args.decode_timeout, prune=args.prune)  # fmt: skip
     cache = FeatureCache(features)
     raw = cache.frames * math.prod(cache.cube_shape) * 2
     if done.videos:
@@ -310,6 +387,11 @@ def main() -> None:
     )
     if cache.rejects:
         print(f"{len(cache.rejects)} videos could not be used: {features / 'rejects.json'} says why")
+    if cache.passed_over:
+        print(f"{len(cache.passed_over)} files were passed over, such as {next(iter(cache.passed_over))}: "
+              f"{features / 'rejects.json'} says why")  # fmt: skip
+    if cache.remarks:
+        print(f"{len(cache.remarks)} videos are doubtful: `make inspect FEATURES={features}` says why")
 
 
 if __name__ == "__main__":

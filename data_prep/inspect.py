@@ -29,8 +29,12 @@ def main() -> None:
     for name, video in cache.videos.items():
         if video.is_short:
             print(f"short: {name!r} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
+    for name, remarks in cache.remarks.items():
+        print(f"doubtful: {name!r} {'; '.join(remarks)}")
     for name, reason in cache.rejects.items():
         print(f"rejected: {name!r}: {reason}")
+    for name, reason in cache.passed_over.items():
+        print(f"passed over: {name!r}: {reason}")
     if flags.FLAGS.verify:
         bad = ", ".join(str(path) for path, holds in cache.verify() if not holds)
         if bad:

@@ -5,17 +5,22 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
-from absl import logging
+from av.stream import Disposition
 
 from action_attention.errors import UserError
 
-# Containers only: a playlist or script that calls itself a video would make FFmpeg open whatever it names.
+# Containers only, and files only: a playlist or script that calls itself a video would make FFmpeg open what it names.
 CONTAINERS = "avi,mov,mp4,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg,dv,mxf,rm,nut"
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"format_whitelist;{CONTAINERS}")
-EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+EXTENSIONS = (
+    ".3gp", ".asf", ".avi", ".dv", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
+    ".ogv", ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
 # Containers round time stamps to milliseconds; without slack the frame that is meant would seem to come too early.
 TIME_SLACK = 0.002
 
@@ -28,8 +33,8 @@ class UnusableVideoError(ValueError):
 class VideoInfo:
     """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far.
 
-    `source_frames` are the numbers of the sampled frames among the decoded ones;
-    `sample_time` is that of the last sampled frame, in seconds after the file's first frame.
+    `source_frames` are the numbers of the sampled frames among the decoded ones; `sample_time` is that of the last
+    sampled frame, in seconds after the file's first frame; `still` holds while all sampled frames are one picture.
     """
 
     fps: float
@@ -40,6 +45,7 @@ class VideoInfo:
     source_frames: list[int] = field(default_factory=list)
     duration: float = 0.0
     sample_time: float = 0.0
+    still: bool = True
 
     @property
     def sampled_frames(self) -> int:
@@ -50,12 +56,23 @@ class VideoInfo:
         """Frames per second among the sampled frames; below the requested rate where the file has fewer frames."""
         return self.sampled_frames / self.duration if self.duration else 0.0
 
+    def remarks(self, fps: float) -> list[str]:
+        """What a person should know, besides its length, before they trust this video, sampled to `fps`."""
+        remarks = []
+        if self.sampled_frames == 1:
+            remarks.append("has a single frame")
+        elif self.still:
+            remarks.append(f"all its {self.sampled_frames} sampled frames are the same picture")
+        if self.sampled_frames > 1 and self.sampled_fps < fps / 5:
+            remarks.append(f"shows {self.sampled_fps:.3g} frames/s by its time stamps, where {fps:g} are sampled")
+        return remarks
+
 
 class VideoReader:
     """Iterates over the frames of one video, sampled to `fps` by their time stamps.
 
     Sample k is the first frame shown at or after k / fps seconds: every second frame of a 30-fps file for `fps=15`, and
-    never the same frame twice, so a file slower than `fps` keeps all its frames.
+    never the same frame twice, so a file slower than `fps` keeps all its frames. Interlaced frames stay woven.
 
     Args:
         path: video file.
@@ -63,7 +80,7 @@ class VideoReader:
         size: side of the square that frames are resized to (pixels, bilinear, aspect ratio not kept as in the paper);
             None keeps the file's own size.
 
-    Yields RGB frames, uint8 `(height, width, 3)`. `info` is complete once the iterator is exhausted.
+    Yields RGB frames, uint8 `(height, width, 3)`, upright. `info` is complete once the iterator is exhausted.
 
     Raises:
         UnusableVideoError: the file cannot be opened, or no frame of it can be decoded.
@@ -71,51 +88,110 @@ class VideoReader:
 
     def __init__(self, path: Path, fps: float, size: int | None = None):
         self.path, self.fps, self.size = Path(path), fps, size
-        if not is_utf8(str(path)):  # OpenCV crashes
+        self._packets, self._failure = 0, ""
+        if not is_utf8(str(path)):
             raise UnusableVideoError("its name is not UTF-8; rename it")
-        # The FFmpeg backend by name: others take a "%" in a file name for an image sequence. One thread: the network
-        # needs the cores, and decoding is a hundred times faster than it.
-        self._capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-        if not self._capture.isOpened():
-            raise UnusableVideoError("cannot be opened as a video")
-        number = self._capture.get
-        announced = number(cv2.CAP_PROP_FRAME_COUNT)
-        source_fps = number(cv2.CAP_PROP_FPS)
+        try:  # absolute: a name alone may look like a protocol's
+            self._container = av.open(str(self.path.absolute()), container_options=OPTIONS, metadata_errors="replace")
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise UnusableVideoError(f"cannot be opened as a video ({_reason(error)})") from error
+        try:
+            self._stream = _moving_pictures(self._container)
+        except UnusableVideoError:
+            self._container.close()
+            raise
+        self._stream.thread_count = 1  # the network needs the cores, and decoding is a hundred times faster than it
+        rate, seconds = float(self._stream.guessed_rate or 0), (self._container.duration or 0) / av.time_base
+        source_fps = rate if 0 < rate <= 1000 else 0.0
+        announced = self._stream.frames or math.floor(seconds * source_fps + 0.5)
         self.info = VideoInfo(
-            fps=source_fps if math.isfinite(source_fps) and 0 < source_fps <= 1000 else 0.0,
-            announced_frames=int(announced) if math.isfinite(announced) and 0 < announced < 2**31 else 0,
-            width=int(number(cv2.CAP_PROP_FRAME_WIDTH)),
-            height=int(number(cv2.CAP_PROP_FRAME_HEIGHT)),
+            source_fps, announced if 0 < announced < 2**31 else 0, self._stream.width, self._stream.height
         )
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        info = self.info
+        info, first = self.info, None
         interval = 1 / (info.fps or self.fps)
         start, previous, next_sample = None, -interval, -math.inf
         try:
-            while self._capture.grab():
-                stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            for decoded in self._decoded():
+                stamp = self._stamp(decoded)
                 # Some files carry no time stamps, or ones that run backwards: then the announced rate is all there is.
-                time = stamp if math.isfinite(stamp) and stamp > previous else previous + interval
+                time = stamp if stamp is not None and stamp > previous else previous + interval
                 start, previous = time if start is None else start, time
                 info.decoded_frames += 1
                 info.duration = time - start + interval
                 if time + TIME_SLACK < next_sample:
                     continue
-                decoded, frame = self._capture.retrieve()
-                if not decoded or frame is None:
+                try:
+                    frame = _rgb(decoded)
+                except (av.FFmpegError, OSError, ValueError) as error:
+                    self._failure = _reason(error)
                     continue
                 next_sample = sample_after(time, self.fps)
                 info.source_frames.append(info.decoded_frames - 1)
                 info.sample_time = time - start
-                yield cv2.cvtColor(resize(frame, self.size) if self.size else frame, cv2.COLOR_BGR2RGB)
-        except cv2.error as error:
-            if not info.sampled_frames:
-                raise UnusableVideoError(f"the decoder failed: {error.err}") from error
+                if first is None:
+                    info.height, info.width = frame.shape[:2]
+                frame = resize(frame, self.size) if self.size else frame
+                if first is None:
+                    first = frame.copy()
+                info.still = info.still and np.array_equal(frame, first)
+                yield frame
         finally:
-            self._capture.release()
+            self._container.close()
         if not info.sampled_frames:
-            raise UnusableVideoError("no frame could be decoded")
+            why = f" ({self._failure})" if self._failure else ""
+            raise UnusableVideoError(f"no frame of its {self._stream.codec.name} stream could be decoded{why}")
+        if not self._stream.frames and info.duration * info.fps >= 0.9 * info.announced_frames:
+            info.announced_frames = self._packets  # of a variable rate: the announced one times the duration is not it
+
+    def _decoded(self) -> Iterator[Any]:
+        """All frames that can be decoded, in the order in which they are shown."""
+        for packet in self._demuxed():
+            self._packets += packet is not None
+            try:
+                frames = self._stream.decode(packet)
+            except (av.FFmpegError, OSError, ValueError) as error:
+                self._failure = _reason(error)
+                continue
+            yield from frames
+
+    def _demuxed(self) -> Iterator[Any]:
+        """The packets, then None for the frames that the decoder still holds."""
+        try:
+            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+        except (av.FFmpegError, OSError, ValueError) as error:  # the rest of the file cannot be found
+            self._failure = _reason(error)
+        yield None
+
+    def _stamp(self, frame: Any) -> float | None:
+        """Seconds after the stream's start, or None; AVI has no presentation times, and those guessed for it jump."""
+        stamp = frame.pts if frame.dts is None else frame.dts
+        base = frame.time_base or self._stream.time_base
+        if stamp is None or not base:
+            return None
+        return float((stamp - (self._stream.start_time or 0)) * base)
+
+
+def _moving_pictures(container: Any) -> Any:
+    """The first video stream that is no cover art. Raises UnusableVideoError if there is none, or no decoder for it."""
+    streams = container.streams.video
+    moving = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    if not moving:
+        raise UnusableVideoError("has no moving pictures, only cover art" if streams else "has no pictures, only sound")
+    if moving[0].codec_context is None:
+        raise UnusableVideoError(f"its codec {moving[0].codec_tag!r} has no decoder here; convert it to H.264")
+    return moving[0]
+
+
+def _rgb(frame: Any) -> np.ndarray:
+    """A decoded frame, upright, uint8 `(height, width, 3)`; OpenCV's reader converts colours by the same filter."""
+    rgb = frame.to_ndarray(format="rgb24", interpolation="BICUBIC", threads=1)
+    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def sample_after(time: float, fps: float) -> float:
@@ -150,14 +226,38 @@ def list_videos(root: Path) -> list[str]:
         raise UserError(f"{root} is not a folder; give the folder that holds one folder of videos per class")
     # not by glob, which passes over a folder that must not be read
     folders = [folder for folder in root.iterdir() if folder.is_dir()]
-    files = sorted(path for folder in folders for path in folder.iterdir() if not path.name.startswith("."))
-    names = sorted(f"{path.parent.name}/{path.name}" for path in files if path.suffix.lower() in EXTENSIONS)
-    if len(files) > len(names):
-        other = next(path for path in files if path.suffix.lower() not in EXTENSIONS)
-        logging.warning("%d files are no videos by their names, such as %s", len(files) - len(names), other)
+    files = [path for folder in folders for path in folder.iterdir() if not path.name.startswith(".")]
+    names = sorted(f"{path.parent.name}/{path.name}" for path in files if _is_video(path))
     if not names:
         raise UserError(f"{root} holds no videos; expected {root}/<class>/<video>{{{','.join(EXTENSIONS)}}}")
-    return [name if is_utf8(name) else os.fsencode(name).decode(errors="backslashreplace") for name in names]
+    return [_as_text(name) for name in names]
+
+
+def passed_over(root: Path) -> dict[str, str]:
+    """What below `root` might be meant as a video but `list_videos` leaves out: path from `root` -> why, sorted."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = {}
+    for top in root.iterdir():
+        tree = os.walk(top, onerror=refuse) if top.is_dir() else [(root, [], [top.name])]
+        for folder, _, files in tree:
+            in_class = Path(folder) == top
+            for path in (Path(folder) / name for name in files if not name.startswith(".")):
+                if _is_video(path) and not in_class:
+                    found[_as_text(str(path.relative_to(root)))] = "not <class>/<video>; move it into a class folder"
+                elif in_class and not _is_video(path):
+                    found[_as_text(str(path.relative_to(root)))] = f"no video by its name ({' '.join(EXTENSIONS)})"
+    return dict(sorted(found.items()))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _as_text(name: str) -> str:
+    return name if is_utf8(name) else os.fsencode(name).decode(errors="backslashreplace")
 
 
 def read_frames(path: Path, fps: float, size: int | None = None) -> np.ndarray:

@@ -7,8 +7,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import data_prep.quiet  # noqa: F401, I001 - before Keras
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import keras
 import numpy as np
@@ -35,6 +37,39 @@ def write_video(path: Path, frames: int = 40, fps: float = 30.0, seed: int = 0, 
         frame[..., 2] = min(6 * number, 250)
         writer.write(frame.astype(np.uint8))
     writer.release()
+
+
+def write_frames(path: Path, frames: np.ndarray, fps: float = 30.0) -> None:
+    """A lossless video of given frames, BGR uint8 `(n, height, width, 3)`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), fps, frames.shape[2:0:-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def encode(
+    path: Path, frames: int = 40, fps: int = 30, codec: str = "libx264", *, pix_fmt: str = "yuv420p",
+    options: dict | None = None, stamps: list[float] | None = None, rotation: int = 0, still: bool = False,
+    size: tuple[int, int] = (64, 48),
+) -> None:  # fmt: skip
+    """A video of any codec: frame n's red channel is 6 n, its left half darker; `stamps` are the frames' times in s."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, width=size[0], height=size[1], pix_fmt=pix_fmt)
+        stream.options = options or {}
+        if stamps:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(frames):
+            picture = np.full((size[1], size[0], 3), (0 if still else min(6 * number, 250), 120, 40), np.uint8)
+            picture[:, : size[0] // 2, 1] = 60
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if stamps:
+                frame.pts, frame.time_base = round(1000 * stamps[number]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def small_network() -> Backbone:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,14 +16,16 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import SPOILT, write_video
+from conftest import SPOILT, encode, write_frames, write_video
 
+from action_attention import registry
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import HEAD_BYTES, FeatureCache
 from action_attention.registry import register_backbone
 from data_prep.annotations import actor_reader
 from data_prep.backbones import Backbone, build_backbone
+from data_prep.duplicates import frame_hash
 from data_prep.extract import extract, in_background
 from data_prep.videos import read_frames
 
@@ -45,7 +48,8 @@ def test_every_frame_of_every_video_is_in_the_cache_once(cache, videos, network)
 
 
 def test_a_file_that_is_no_video_is_rejected_by_name_and_reason(cache, cache_folder):
-    assert json.loads((cache_folder / "rejects.json").read_text()) == {"nod/junk.avi": "cannot be opened as a video"}
+    reason = "cannot be opened as a video (Invalid data found when processing input)"
+    assert json.loads((cache_folder / "rejects.json").read_text()) == {"nod/junk.avi": reason}
     assert cache.rejects.keys() == {"nod/junk.avi"}
     assert len(cache.videos) == 12
 
@@ -246,6 +250,120 @@ def test_a_full_disk_is_one_sentence(tmp_path, cache_folder, videos, network, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "shard-00000.h5"]
     extract(videos, tmp_path, network, shard_videos=5)
     assert content(tmp_path) == content(cache_folder)
+
+
+def test_a_folder_that_vanishes_is_one_sentence_that_does_not_ask_for_room(tmp_path, videos, network, monkeypatch):
+    def gone(path, content):
+        raise OSError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr("action_attention.features.write_json", gone)
+    with pytest.raises(
+        UserError, match=r"its 1 finished shards are safe: its folder was removed meanwhile and run the"
+    ):
+        extract(videos, tmp_path, network, shard_videos=5)
+
+
+def test_features_that_are_not_finite_are_rejected_by_name_and_the_others_stay(tmp_path, network):
+    """The network gives NaN for frames without blue, infinity for frames without green."""
+    for name, colour in (("a", (90, 90, 90)), ("b", (0, 90, 90)), ("c", (90, 90, 91)), ("d", (90, 0, 90))):
+        picture = np.full((12, 48, 64, 3), colour, np.uint8)
+        picture[:, :24] //= 2
+        write_frames(tmp_path / "videos" / "nod" / f"{name}.avi", picture)
+
+    def spoil(frames):
+        cubes = network(frames)
+        cubes[frames[..., 2].max((1, 2)) < 20, 3, 3, 7] = np.nan
+        cubes[frames[..., 1].max((1, 2)) < 20, 0, 0, 0] = np.inf
+        return cubes
+
+    class Spoilt(type(network)):
+        __call__ = staticmethod(spoil)
+
+    extract(tmp_path / "videos", tmp_path / "features", Spoilt(**vars(network)))
+    cache = FeatureCache(tmp_path / "features")
+    reason = "its features hold NaN or more than float16 can; check the backbone's weights and precision"
+    assert cache.rejects == {"nod/b.avi": reason, "nod/d.avi": reason}
+    assert list(cache.videos) == ["nod/a.avi", "nod/c.avi"]
+    for name, video in cache.videos.items():
+        padded = np.zeros((32, 224, 224, 3), np.uint8)
+        padded[:6] = read_frames(tmp_path / "videos" / name, 15.0, 224)
+        np.testing.assert_array_equal(cache.read(name), network(padded)[: video.frames])
+        hashes = [frame_hash(frame) for frame in padded[:6]]
+        np.testing.assert_array_equal(cache.frame_hashes(name), hashes)
+    assert dict(cache.verify()) == {tmp_path / "features" / "shard-00000.h5": True}
+
+
+def test_weights_that_are_not_finite_are_refused(monkeypatch):
+    @register_backbone("spoilt")
+    def build(weights, precision):
+        frames = keras.Input((8, 8, 3), dtype="uint8")
+        kernel = keras.initializers.Constant(float("nan"))
+        cubes = keras.layers.Conv2D(4, 1, kernel_initializer=kernel)(keras.layers.Rescaling(1.0)(frames))
+        return Backbone("spoilt map", keras.Model(frames, cubes), "none", weights, "0" * 64, "float32")
+
+    try:
+        with pytest.raises(UserError, match="the weights of spoilt map hold NaN or infinity"):
+            build_backbone("spoilt", "random")
+    finally:
+        registry._backbones.pop("spoilt")
+
+
+def test_what_is_gone_renamed_new_or_edited_is_said_on_resume(tmp_path, network, caplog):
+    videos, features = tmp_path / "videos", tmp_path / "features"
+    for seed, name in enumerate(("a", "b", "c", "d")):
+        write_video(videos / "nod" / f"{name}.avi", 20 + seed, seed=seed)
+    extract(videos, features, network, shard_videos=2)
+    before = content(features)
+    (videos / "nod" / "a.avi").rename(videos / "nod" / "z.avi")
+    (videos / "nod" / "d.avi").unlink()
+    caplog.clear()
+    extract(videos, features, network, shard_videos=2)
+    said = "2 videos of .* are gone from .*: nod/a.avi \\(now nod/z.avi\\), nod/d.avi; without --prune, which removes"
+    assert re.search(said, caplog.text)
+    assert list(FeatureCache(features).videos) == [f"nod/{name}.avi" for name in "abcdz"]  # until it is asked for
+    extract(videos, features, network, shard_videos=2, prune=True)
+    cache = FeatureCache(features)
+    assert list(cache.videos) == ["nod/b.avi", "nod/c.avi", "nod/z.avi"]
+    assert all(holds for _, holds in cache.verify())
+    for name in ("nod/b.avi", "nod/c.avi"):
+        assert cache.read(name).tobytes() == before[name][1]
+        assert cache.frame_hashes(name).shape == (cache.videos[name].frames, 256)
+    assert cache.read("nod/z.avi").tobytes() == before["nod/a.avi"][1]
+    cache.close()
+    path = videos / "nod" / "b.avi"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")  # of the same size
+    with pytest.raises(UserError, match=r"b\.avi has changed since it was extracted; delete .*shard-00000.h5 and run"):
+        extract(videos, features, network, shard_videos=2)
+
+
+def test_pruning_a_whole_shard_away_and_one_of_rejects_only(tmp_path, network):
+    videos, features = tmp_path / "videos", tmp_path / "features"
+    for name in ("a", "b", "c"):
+        write_video(videos / "nod" / f"{name}.avi", 8)
+    (videos / "nod" / "d.avi").write_text("no video")
+    extract(videos, features, network, shard_videos=2)
+    for name in ("a", "b", "c"):
+        (videos / "nod" / f"{name}.avi").unlink()
+    write_video(videos / "nod" / "e.avi", 8)
+    extract(videos, features, network, shard_videos=2, prune=True)
+    cache = FeatureCache(features)
+    assert (list(cache.videos), list(cache.rejects)) == (["nod/e.avi"], ["nod/d.avi"])
+    assert [(path.name, holds) for path, holds in cache.verify()] == [
+        ("shard-00000.h5", True),
+        ("shard-00001.h5", True),
+    ]
+
+
+def test_doubtful_videos_and_files_that_are_passed_over_are_in_the_cache(tmp_path, network):
+    encode(tmp_path / "videos" / "nod" / "still.mp4", 20, still=True)
+    encode(tmp_path / "videos" / "nod" / "good.mp4", 20)
+    (tmp_path / "videos" / "top.mp4").write_bytes((tmp_path / "videos" / "nod" / "good.mp4").read_bytes())
+    (tmp_path / "videos" / "nod" / "notes.txt").touch()
+    extract(tmp_path / "videos", tmp_path / "features", network)
+    cache = FeatureCache(tmp_path / "features")
+    assert cache.remarks == {"nod/still.mp4": ["all its 10 sampled frames are the same picture"]}
+    assert list(cache.passed_over) == ["nod/notes.txt", "top.mp4"]
+    assert json.loads((tmp_path / "features" / "rejects.json").read_text()) == cache.passed_over
 
 
 def test_background_iteration_keeps_order_and_raises_where_it_is_consumed():

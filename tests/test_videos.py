@@ -2,13 +2,14 @@
 
 import os
 
-import cv2
+import av
 import numpy as np
 import pytest
-from conftest import write_video
+from av.stream import Disposition
+from conftest import encode, write_video
 
 from action_attention.errors import UserError
-from data_prep.videos import UnusableVideoError, VideoReader, frame_reader, list_videos, read_frames
+from data_prep.videos import UnusableVideoError, VideoReader, frame_reader, list_videos, passed_over, read_frames
 
 
 def taken_frames(path, fps):
@@ -104,22 +105,122 @@ def test_a_playlist_with_a_videos_name_opens_nothing_else(tmp_path, text):
         VideoReader(tmp_path / "a.avi", 15.0)
 
 
-def test_variable_rate_file_is_sampled_by_its_time_stamps(tmp_path, monkeypatch):
-    """Stamps of a file that shows 10 frames in its first second and 40 in its second."""
-    write_video(tmp_path / "a.avi", 40)
-    stamps = iter([*(100.0 * n for n in range(10)), *(1000 + 25.0 * n for n in range(30))])
-
-    class Capture:
-        def __init__(self, *arguments):
-            self._capture = cv2_capture(*arguments)
-            self.grab, self.retrieve = self._capture.grab, self._capture.retrieve
-            self.isOpened, self.release = self._capture.isOpened, self._capture.release
-
-        def get(self, key):
-            return next(stamps) if key == cv2.CAP_PROP_POS_MSEC else self._capture.get(key)
-
-    cv2_capture = cv2.VideoCapture
-    monkeypatch.setattr("data_prep.videos.cv2.VideoCapture", Capture)
+def test_variable_rate_file_is_sampled_by_its_time_stamps_and_is_whole(tmp_path):
+    """10 frames in its first second, 30 in the next 0.75 s: their number is not the average rate times the duration."""
+    encode(tmp_path / "a.mkv", 40, stamps=[*(0.1 * n for n in range(10)), *(1 + 0.025 * n for n in range(30))])
     # all ten slow frames, then the first at or after each fifteenth of a second
     later = [10 + -(-k * 1000 // (15 * 25)) for k in range(12)]
-    assert taken_frames(tmp_path / "a.avi", 15.0) == [*range(10), *[n for n in later if n < 40]]
+    reader = VideoReader(tmp_path / "a.mkv", 15.0, size=32)
+    reds = [float(frame[..., 0].mean()) for frame in reader]
+    assert reader.info.source_frames == [*range(10), *[n for n in later if n < 40]]
+    np.testing.assert_allclose(reds, [6 * n for n in reader.info.source_frames], atol=12)
+    assert (reader.info.decoded_frames, reader.info.announced_frames) == (40, 40)
+    assert not reader.info.remarks(15.0)
+
+
+INTERLACED = {
+    "h264.mp4": ("libx264", {"x264-params": "tff=1"}),
+    "h264.mkv": ("libx264", {"x264-params": "bff=1"}),
+    "mpeg2.mpg": ("mpeg2video", {"flags": "+ilme+ildct"}),
+    "mpeg2.ts": ("mpeg2video", {"flags": "+ilme+ildct"}),
+    "mpeg4.avi": ("mpeg4", {"flags": "+ilme+ildct"}),
+}
+
+
+@pytest.mark.parametrize("name", INTERLACED)
+def test_interlaced_video_shows_what_was_filmed(tmp_path, name):
+    codec, options = INTERLACED[name]
+    encode(tmp_path / name, 40, codec=codec, options={**options, "b": "2000000"})
+    reader = VideoReader(tmp_path / name, 30.0)
+    frames = np.stack(list(reader))
+    assert len(frames) == 40
+    np.testing.assert_allclose(frames[..., 0].mean((1, 2)), [min(6 * n, 250) for n in range(40)], atol=9)
+    np.testing.assert_allclose(frames[..., 1].mean((1, 2)), 90, atol=6)
+    assert not reader.info.remarks(30.0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mp4", "libx265"), ("mkv", "libsvtav1"), ("webm", "libvpx-vp9"), ("mov", "prores_ks"), ("wmv", "wmv2"),
+     ("flv", "flv"), ("3gp", "h263"), ("ogv", "libtheora"), ("m4v", "mpeg4"), ("ts", "libx264"), ("mxf", "mpeg2video")],
+)  # fmt: skip
+def test_codecs_and_containers(tmp_path, suffix, codec):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    sizes = {"h263": (176, 144)}
+    encode(
+        tmp_path / f"a.{suffix}", 20, 25 if codec == "mpeg2video" else 30, codec, size=sizes.get(codec, (64, 64)),
+        pix_fmt="yuv422p10le" if codec == "prores_ks" else "yuv420p", options={"b": "2000000"},
+    )  # fmt: skip
+    frames = np.stack(read_frames(tmp_path / f"a.{suffix}", 30.0))
+    assert len(frames) == 20
+    np.testing.assert_allclose(frames[..., 0].mean((1, 2)), [6 * n for n in range(20)], atol=12)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_rotated_video_is_upright(tmp_path, rotation):
+    """The darker half is on the left of the coded frame; a display matrix turns it counterclockwise."""
+    encode(tmp_path / "a.mp4", 8, rotation=rotation)
+    reader = VideoReader(tmp_path / "a.mp4", 30.0)
+    green = next(iter(reader))[..., 1].astype(int)
+    assert green.shape == ((48, 64) if rotation == 180 else (64, 48)) == (reader.info.height, reader.info.width)
+    dark = {90: green[-20:], 180: green[:, -20:], 270: green[:20]}[rotation]
+    np.testing.assert_allclose(dark, 60, atol=8)
+    assert green.mean() == pytest.approx(90, abs=4)
+
+
+def test_what_is_doubtful_is_said(tmp_path):
+    def remarks(name, **options):
+        encode(tmp_path / name, **options)
+        reader = VideoReader(tmp_path / name, 15.0)
+        list(reader)
+        return reader.info.remarks(15.0)
+
+    assert remarks("still.mp4", frames=20, still=True) == ["all its 10 sampled frames are the same picture"]
+    assert remarks("one.mp4", frames=1) == ["has a single frame"]
+    assert remarks("slow.mp4", frames=8, stamps=[1000.0 * n for n in range(8)]) == [
+        "shows 0.001 frames/s by its time stamps, where 15 are sampled"
+    ]
+    assert remarks("ten.mp4", frames=20, fps=10) == []
+    assert remarks("good.mp4", frames=20) == []
+
+
+def test_sound_and_cover_art_are_no_video(tmp_path):
+    for name, cover in (("sound.mp4", False), ("cover.mp4", True)):
+        with av.open(str(tmp_path / name), "w") as container:
+            sound = container.add_stream("aac", rate=44100)
+            picture = container.add_stream("mjpeg", rate=1, width=64, height=48, pix_fmt="yuvj420p") if cover else None
+            if cover:
+                picture.disposition = Disposition.attached_pic
+                container.mux(picture.encode(av.VideoFrame(64, 48, "yuvj420p")))
+                container.mux(picture.encode(None))
+            for _ in range(8):
+                samples = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+                samples.sample_rate = 44100
+                container.mux(sound.encode(samples))
+            container.mux(sound.encode(None))
+    with pytest.raises(UnusableVideoError, match="has no pictures, only sound"):
+        VideoReader(tmp_path / "sound.mp4", 15.0)
+    with pytest.raises(UnusableVideoError, match="has no moving pictures, only cover art"):
+        VideoReader(tmp_path / "cover.mp4", 15.0)
+
+
+def test_files_that_are_passed_over_are_named(tmp_path):
+    for name in (
+        "a/x.avi",
+        "a/x.M4V",
+        "a/notes.txt",
+        "a/.hidden.avi",
+        "a/deep/y.mp4",
+        "a/deep/z.txt",
+        "top.mkv",
+        "README",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_videos(tmp_path) == ["a/x.M4V", "a/x.avi"]
+    assert {name: why.split(";")[0].split(" (")[0] for name, why in passed_over(tmp_path).items()} == {
+        "a/deep/y.mp4": "not <class>/<video>",
+        "a/notes.txt": "no video by its name",
+        "top.mkv": "not <class>/<video>",
+    }

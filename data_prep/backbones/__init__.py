@@ -2,6 +2,8 @@
 
 from difflib import get_close_matches
 
+import numpy as np
+
 from action_attention.errors import UserError
 from action_attention.registry import registered_backbones
 from data_prep.backbones import applications, vgg16  # noqa: F401 - registers itself
@@ -36,4 +38,6 @@ def build_backbone(name: str = "vgg16", weights: str = "imagenet", precision: st
             f"the backbone {name} calls itself {backbone.name!r}; a cache finds its backbone again by the first word "
             f"of that, so it must be {name}"
         )
+    if not all(np.isfinite(tensor).all() for tensor in backbone.model.get_weights()):
+        raise UserError(f"the weights of {backbone.name} hold NaN or infinity; give other ones with --weights")
     return backbone

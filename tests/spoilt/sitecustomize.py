@@ -1,28 +1,28 @@
-"""On PYTHONPATH, this makes OpenCV fail for files named `*-<crash, hang or exhaust>-at-<frame>.*`, for real."""
+"""On PYTHONPATH, this makes FFmpeg fail for files named `*-<crash, hang or exhaust>-at-<frame>.*`, for real."""
 
 import ctypes
 import re
 import time
 
-import cv2
+import av
 
 FAILURES = {"crash": lambda: ctypes.string_at(0), "hang": lambda: time.sleep(3600), "exhaust": lambda: bytes(8 << 30)}
-capture = cv2.VideoCapture
+av_open = av.open
 
 
-class Capture:
-    def __init__(self, path, *arguments):
-        self._capture, self._grabbed = capture(path, *arguments), 0
+class Container:
+    def __init__(self, path, *arguments, **options):
+        self._container = av_open(path, *arguments, **options)
         self._failure = re.search(r"-(crash|hang|exhaust)-at-(\d+)\.", path)
 
-    def grab(self):
-        if self._failure and self._grabbed == int(self._failure[2]):
-            FAILURES[self._failure[1]]()
-        self._grabbed += 1
-        return self._capture.grab()
+    def demux(self, stream):
+        for number, packet in enumerate(self._container.demux(stream)):
+            if self._failure and number == int(self._failure[2]):
+                FAILURES[self._failure[1]]()
+            yield packet
 
     def __getattr__(self, name):
-        return getattr(self._capture, name)
+        return getattr(self._container, name)
 
 
-cv2.VideoCapture = Capture
+av.open = Container
