@@ -180,7 +180,7 @@ def _moving_pictures(container: Any) -> Any:
     if not moving:
         raise UnusableVideoError("has no moving pictures, only cover art" if streams else "has no pictures, only sound")
     if moving[0].codec_context is None:
-        raise UnusableVideoError(f"its codec {moving[0].codec_tag!r} has no decoder here; convert it to H.264")
+        raise UnusableVideoError("its codec is unknown to FFmpeg, or has no decoder here; convert it to H.264")
     return moving[0]
 
 

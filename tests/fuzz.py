@@ -49,7 +49,7 @@ def _moved(data: bytes, rng: random.Random) -> bytes:
 def _absurd(data: bytes, rng: random.Random) -> bytes:
     """A length, a size, a rate or a count in a header becomes zero, huge, negative or not a number."""
     places = [at + len(tag) for tag in TAGS if (at := data.find(tag)) >= 0]
-    at = rng.choice(places) + 4 * rng.randrange(20)
+    at = rng.choice(places or [rng.randrange(500)]) + 4 * rng.randrange(20)
     value = rng.choice((0, 1, 60000, 2**31 - 1, 2**32 - 1, 0x7FC00000)).to_bytes(4, rng.choice(("little", "big")))
     return data[:at] + value + data[at + 4 :]
 
@@ -139,15 +139,24 @@ def damage_video(sources: list[Path], path: Path, kind: str, rng: random.Random)
     return path
 
 
+FIELDS = {"flags": "+ilme+ildct", "b": "2000000"}
+ENCODED = (("mp4", "libx264", {"x264-params": "tff=1"}), ("ts", "mpeg2video", FIELDS), ("avi", "mpeg4", FIELDS),
+           ("mp4", "libx265", {}), ("webm", "libvpx-vp9", {}), ("mkv", "libsvtav1", {}), ("wmv", "wmv2", {}),
+           ("flv", "flv", {}), ("mov", "libx264", {"bf": "3"}), ("3gp", "libx264", {}))  # fmt: skip
+
+
 def good_videos(folder: Path) -> list[Path]:
-    """Ten short videos in the containers and codecs that OpenCV writes."""
-    from conftest import write_video  # noqa: PLC0415
+    """Twenty short videos: the containers and codecs that OpenCV writes, then newer, interlaced and older ones."""
+    from conftest import encode, write_video  # noqa: PLC0415
 
     formats = (("avi", "MJPG"), ("avi", "XVID"), ("mp4", "mp4v"), ("mkv", "mp4v"), ("mkv", "MJPG"), ("webm", "VP80"),
                ("mov", "mp4v"), ("avi", "FFV1"), ("avi", "HFYU"), ("mkv", "XVID"))  # fmt: skip
     paths = [folder / f"good{index}.{suffix}" for index, (suffix, _) in enumerate(formats)]
     for index, (path, (_, codec)) in enumerate(zip(paths, formats, strict=True)):
         write_video(path, 10 + 3 * index, seed=index, codec=codec)
+    for index, (suffix, codec, options) in enumerate(ENCODED, len(formats)):
+        paths.append(folder / f"good{index}.{suffix}")
+        encode(paths[-1], 10 + index, 25, codec, options=options, size=(64, 64))
     return paths
 
 
@@ -157,8 +166,8 @@ def content(folder: Path) -> dict:
     from action_attention.features import FeatureCache  # noqa: PLC0415
 
     with closing(FeatureCache(folder)) as cache:
-        if not all(holds for _, holds in cache.verify()):
-            raise UserError("a checksum does not hold")
+        if bad := [path.name for path, holds in cache.verify() if not holds]:
+            raise UserError(f"{', '.join(bad)}: a checksum does not hold")
         videos = {name: (video, cache.read(name).tobytes()) for name, video in cache.videos.items()}
         return (
             videos | cache.rejects | {"shards": sorted((shard.sha256, str(shard.settings)) for shard in cache.shards)}
@@ -166,11 +175,60 @@ def content(folder: Path) -> dict:
 
 
 def _edited(path: Path, rng: random.Random) -> None:
+    """A value of another type somewhere; what `complete` and `passed_over` say is for people only."""
     text = json.loads(path.read_text())
-    entry = rng.choice(text["shards"])
-    key = rng.choice(sorted(entry))
-    entry[key] = rng.choice((None, 7, "x", [], entry[key] * 2))
+    place, key = text, rng.choice(("settings", "shards", "source"))
+    while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
+        place = place[key]
+        key = rng.choice(sorted(place) if isinstance(place, dict) else range(len(place)))
+    wrong = [None, -1, 1e308, "x", [], {}, True, [[]], {"x": {}}]
+    place[key] = rng.choice([value for value in wrong if value != place[key]])
     path.write_text(json.dumps(text))
+
+
+def _structure(path: Path, rng: random.Random) -> None:
+    """HDF5 that reads other files, or says what cannot be, behind a checksum that holds: anyone can compute it."""
+    import h5py  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    from action_attention.features import _head  # noqa: PLC0415
+
+    with h5py.File(path, "r+") as file:
+        name, kind = rng.choice(("features", "videos", "rejects")), rng.randrange(9)
+        shape, dtype = file[name].shape, file[name].dtype
+        if kind == 0:
+            del file[name]
+            file[name] = h5py.ExternalLink("/etc/hostname", "/")
+        elif kind == 1:
+            del file[name]
+            file[name] = h5py.SoftLink("/nowhere")
+        elif kind == 2:
+            del file["features"]
+            layout = h5py.VirtualLayout((7, 7, 7, 512), np.float16)
+            layout[:] = h5py.VirtualSource("other.h5", "features", shape=(7, 7, 7, 512))
+            file.create_virtual_dataset("features", layout)
+        elif kind == 3:
+            size = file["features"].size * 2
+            shape = file["features"].shape
+            del file["features"]
+            file.create_dataset("features", shape, np.float16, external=[("/dev/zero", 0, size)])
+        elif kind == 4:
+            file["features"][0, 0, 0, 0] = rng.choice((np.nan, np.inf))
+        elif kind == 5:
+            rows = file["videos"][:]
+            rows[rng.randrange(len(rows))] = rows[0] if len(rows) > 1 else rows[-1]
+            rows["frames"][rng.randrange(len(rows))] = rng.choice((-1, 0, 2**62))
+            file["videos"][:] = rows
+        elif kind == 6:
+            key = rng.choice(sorted(file.attrs))
+            file.attrs[key] = rng.choice(([1, 2], np.nan, "x", 7, b"\xff"))
+        elif kind == 7:
+            del file[name]
+        else:
+            del file[name]
+            file.create_dataset(name, data=np.zeros(rng.choice(((0,), (3, 3), shape)), rng.choice(("f4", "i8", dtype))))
+    data = path.read_bytes()
+    path.write_bytes(_head(path) + data[512:])
 
 
 def _garbage(path: Path, rng: random.Random) -> None:
@@ -192,8 +250,9 @@ BYTES = {
     "cut, doubled or overwritten": _moved,
     "empty": lambda data, rng: b"",
 }
+STRUCTURE = "HDF5 structure"
 INDEX = {"index edited": _edited, "index garbage": _garbage, "index missing": lambda path, rng: path.unlink()}
-CACHE_DAMAGE = [*BYTES, *INDEX, "missing", "foreign", "copy", "swapped"]
+CACHE_DAMAGE = [*BYTES, *INDEX, *[STRUCTURE] * 4, "missing", "foreign", "copy", "swapped"]
 
 
 def damage_cache(folder: Path, kind: str, rng: random.Random, foreign: Path) -> str:
@@ -204,6 +263,8 @@ def damage_cache(folder: Path, kind: str, rng: random.Random, foreign: Path) -> 
     elif kind in INDEX:
         path = folder / "index.json"
         INDEX[kind](path, rng)
+    elif kind == STRUCTURE:
+        _structure(path, rng)
     elif kind == "missing":
         path.unlink()
     elif kind == "swapped":
@@ -281,8 +342,11 @@ class Fuzz:
         assert said or content(folder) == self.whole, f"{kind}: {damaged} has other features, and nothing was said"
         assert not said or damaged in said, f"{kind}: {damaged} is to be named, and said was: {said}"
         if refused := sentence_of(lambda: self._extract(self.folder / "good", folder, shard_videos=4)):
-            assert kind in ("foreign", "copy"), f"{kind}: {damaged} is not mended: {refused}"
+            assert kind in ("foreign", "copy", STRUCTURE), f"{kind}: {damaged} is not mended: {refused}"
             assert damaged in refused, f"{kind}: {damaged} is to be named, and said was: {refused}"
+            (folder / damaged).unlink()
+            self._extract(self.folder / "good", folder, shard_videos=4)
+        if kind == STRUCTURE and sentence_of(lambda: content(folder)):  # a forged checksum holds until --verify
             (folder / damaged).unlink()
             self._extract(self.folder / "good", folder, shard_videos=4)
         assert content(folder) == self.whole, f"{kind}: {damaged} is not what it was after extraction"

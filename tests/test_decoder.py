@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import SPOILT, write_video
 
+from action_attention.errors import UserError
 from data_prep.decoder import Decoder, DecoderCrashError
 from data_prep.videos import UnusableVideoError, read_frames
 
@@ -124,3 +125,65 @@ def test_it_ends_when_its_parent_is_killed(tmp_path, name, spoilt):
     while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_process_that_stands_still_is_replaced_and_no_frame_is_lost(tmp_path, monkeypatch):
+    """SIGSTOP reaches neither its alarm nor its limit: the parent has to notice."""
+    monkeypatch.setattr("data_prep.decoder.GRACE_SECONDS", 0.3)
+    write_video(tmp_path / "a.avi", 40)
+    whole = read_frames(tmp_path / "a.avi", 15.0, 224)
+    with closing(Decoder(15.0, 224, timeout=1.0)) as decoder:
+        list(decoder.frames(tmp_path / "a.avi"))
+        frames = decoder.frames(tmp_path / "a.avi")
+        taken = [next(frames) for _ in range(3)]
+        stopped = pids_of(decoder)
+        os.kill(stopped, signal.SIGSTOP)
+        np.testing.assert_array_equal([*taken, *frames], whole)
+        assert pids_of(decoder) != stopped
+        assert not Path(f"/proc/{stopped}").exists()
+        os.kill(pids_of(decoder), signal.SIGKILL)
+        frames = decoder.frames(tmp_path / "a.avi")
+        taken = [next(frames)]
+        os.kill(pids_of(decoder), signal.SIGSTOP)  # a fresh process and its first video: it is blamed
+        with pytest.raises(DecoderCrashError, match=r"the decoder's process stood still for 1 s"):
+            list(frames)
+
+
+@pytest.mark.parametrize(("killed", "works"), [(1, True), (2, True), (3, False)])
+def test_a_process_that_is_killed_while_it_starts_is_started_again(tmp_path, monkeypatch, killed, works):
+    started, popen = [], subprocess.Popen
+
+    def start(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        if len(started) <= killed:
+            started[-1].kill()
+        return started[-1]
+
+    monkeypatch.setattr("data_prep.decoder.subprocess.Popen", start)
+    write_video(tmp_path / "a.avi", 8)
+    with closing(Decoder(15.0, 32)) as decoder:
+        if works:
+            assert len(list(decoder.frames(tmp_path / "a.avi"))) == 4
+        else:
+            with pytest.raises(UserError, match="the decoder's process does not start"):
+                list(decoder.frames(tmp_path / "a.avi"))
+    assert len(started) == min(killed + 1, 3)
+
+
+def test_a_long_file_may_be_read_for_longer_than_a_frame_may_take(tmp_path, monkeypatch, spoilt):
+    """Its checksum comes first; `WAIT` says that it is still being read."""
+    write_video(tmp_path / "a.avi", 8)
+    code = (
+        "import sys, time\nimport data_prep.decoder as d\nreads = d.file_sha256\n"
+        "def slow(path, on_block):\n    for _ in range(8):\n        time.sleep(0.3)\n        on_block()\n    return 'x'\n"
+        "d.file_sha256 = slow\nd.main()"
+    )
+    popen = subprocess.Popen
+    monkeypatch.setattr("data_prep.decoder.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(
+        "data_prep.decoder.subprocess.Popen",
+        lambda command, **options: popen([command[0], "-c", code, *command[3:]], **options),
+    )
+    with closing(Decoder(15.0, 32, timeout=1.0)) as decoder:
+        assert len(list(decoder.frames(tmp_path / "a.avi"))) == 4
+        assert decoder.about["file_sha256"] == "x"
