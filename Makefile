@@ -1,120 +1,200 @@
-# `make help` lists the targets. Every variable can be set from outside: make train ARGS="--model=conv_alstm --split=2"
-PYTHON   ?= python3
-VENV     ?= .venv
-VIDEOS   ?= data/hmdb51/videos
-SPLITS   ?= data/hmdb51/splits
-FEATURES ?= features
-MODEL    ?= alstm
-SPLIT    ?= 1
-RUN_DIR  ?= runs/$(MODEL)-split$(SPLIT)
-REPORT   ?= $(firstword $(RUN_DIR))/report
-RUNS     ?= runs
-DEMO     ?= demo
-ARGS     ?=
-
-python := $(VENV)/bin/python
-
+# `make help` lists the targets and their variables, which are set on the command line or in the environment:
+# make train MODEL=conv_alstm SPLIT=2 ARGS="--seed=3"
+PYTHON      ?= python3
+VENV        ?= .venv
+VIDEOS      ?= data/hmdb51/videos
+SPLITS      ?= data/hmdb51/splits
+FEATURES    ?= features
+MODEL       ?= alstm
+SPLIT       ?= 1
+RUN_DIR     ?= runs/$(MODEL)-split$(SPLIT)
+REPORT      ?= $(if $(call is_there,RUN_DIR),$(RUN_DIR),$(firstword $(RUN_DIR)))/report
+RUNS        ?= runs
+DEMO        ?= demo
+SECONDS     ?= 600
+# no default, or one of each target
+ANNOTATIONS ?=
+ARCHIVES    ?=
+OUTPUT      ?=
+VIDEO       ?=
+# text of the shell: ARGS="--label='sit down'"
+ARGS        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-slow faults fuzz lint download audit extract inspect train svm sweep eval table predict report \
-        tensorboard bench constraints clean
+.PHONY: help setup demo test test-slow faults fuzz lint download audit extract inspect train svm sweep eval table \
+        predict report tensorboard bench constraints clean
+
+goals := $(or $(MAKECMDGOALS),help)
+hash := \#
+variables := $(shell awk '/^[A-Z_]+ *[?]=/ {print $$1}' $(MAKEFILE_LIST))
+given := $(foreach name,$(variables),$(if $(filter file,$(origin $(name))),,$(name)))
+
+# A variable on the command line that no goal's line of help names would be dropped, so it is refused. What stands there
+# as "(or MODEL, SPLIT)" is for the default of RUN_DIR only.
+takes := $(shell awk -F ':.*$(hash)$(hash) ' -v goals=" $(goals) " -v run_dir="$(filter RUN_DIR,$(given))" ' \
+    index(goals, " " $$1 " ") { \
+        if (run_dir) sub(/[(]or [A-Z, ]*[)]/, "", $$2); \
+        gsub(/[^A-Z_]+/, " ", $$2); \
+        print $$2 \
+    }' $(MAKEFILE_LIST))
+dropped := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))), \
+    $(filter-out $(takes) PYTHON VENV SHELL,$(name)))))
+$(if $(dropped),$(error make $(goals): $(dropped) would change nothing there; `make help` says what each target takes))
+
+# What was given is taken as it is: make reads nothing into its characters, and exports it to nobody.
+$(foreach name,$(given),$(eval override $(name) := $$(value $(name))))
+unexport $(variables)
+
+define newline :=
+
+
+endef
+export newline
+# $(call quoted,TEXT): one word of the shell, whatever its characters are
+quoted = '$(subst $(newline),'"$$newline"',$(subst ','\'',$1))'
+# $(call arg,NAME): the variable's value as one argument
+arg = $(if $($1),$(call quoted,$($1)),$(error make $(goals): $1 is empty; give it a value or leave it out))
+is_there = $(shell test -e $(call arg,$1) && echo yes)
+# $(call optional,FLAG,NAME): the flag, if the variable was given; the program knows a better default than this file
+optional = $(if $(filter $2,$(given)),$(if $($2),$1=$(call arg,$2)))
+# $(call each,FLAG,NAME): the flag for each word of a list; a value that is there as a whole is one, with its spaces
+each = $(if $(call is_there,$2),$1=$(call arg,$2),$(foreach item,$($2),$1=$(call quoted,$(item))))
+# --run_dir for each run; the default only where ARGS does not say which runs
+run_dirs = $(if $(filter RUN_DIR MODEL SPLIT,$(given)),$(call each,--run_dir,RUN_DIR), \
+    $(if $(findstring -run_dir,$(ARGS))$(findstring -results,$(ARGS)),,$(call each,--run_dir,RUN_DIR)))
+# --splits; its default only where it is there, or where SPLIT says which of its lists
+splits = --split=$(call arg,SPLIT) $(if $(SPLITS),$(listed),$(unlisted))
+listed = $(if $(or $(filter SPLITS SPLIT,$(given)),$(wildcard $(SPLITS))),--splits=$(call arg,SPLITS))
+unlisted = $(if $(filter SPLIT,$(given)),$(error make $(goals): SPLIT is one of SPLITS, which is empty; leave it out))
+python = $(call arg,VENV)/bin/python
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: setup.cfg constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make setup: $(PYTHON) was not found; install Python 3.10 to 3.13 or set PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+# of `python_requires = >=3.10, <3.14`
+supported := $(shell awk -F '[.,]' '/^python_requires/ {for (n = $$2; n < $$4; n++) print "3." n}' setup.cfg)
+supports = case " $(supported) " in *" $1 "*) true;; *) false;; esac
+needs := action_attention needs $(firstword $(supported)) to $(lastword $(supported)): make setup PYTHON=python3.11
 
-setup: $(VENV)/.installed  ## make the virtual environment (again only when the dependencies change)
+# A virtual environment that works, of a supported version, stays, unless PYTHON was given and has another version.
+# One that is made anew keeps its pyvenv.cfg to the end, so that it can be told from a folder of yours after any stop.
+setup:  ## make the virtual environment (again only when the dependencies change): PYTHON, VENV
+	@python=$(call arg,PYTHON); venv=$(call arg,VENV); \
+	stop() { echo "make setup: $$1" >&2; exit 1; }; \
+	version() { "$$1" -c "import sys$$2; print('%d.%d' % sys.version_info[:2])" 2>/dev/null; }; \
+	old=$$(version "$$venv/bin/python" ", pip; assert sys.prefix != sys.base_prefix"); \
+	$(call supports,$$old) && $(if $(filter PYTHON,$(given)),[ "$$old" = "$$(version "$$python")" ],true) && exit; \
+	command -v "$$python" >/dev/null || stop "$$python was not found; $(needs)"; \
+	new=$$(version "$$python") || stop "$$python does not start; $(needs)"; \
+	$(call supports,$$new) || stop "$$python is Python $$new; $(needs)"; \
+	if [ -e "$$venv/pyvenv.cfg" ]; then \
+	    [ "$$old" ] && why="is of Python $$old" || why="is broken (its python does not start, or has no pip)"; \
+	    echo "make setup: $$venv $$why; it is made anew, of Python $$new"; \
+	    find "$$venv/" -mindepth 1 -maxdepth 1 ! -name pyvenv.cfg -exec rm -rf {} +; \
+	elif [ "$$(ls -A "$$venv" 2>/dev/null)" ]; then \
+	    stop "$$venv is there, but is no virtual environment; remove it, or say where one may be made: VENV=..."; \
+	fi; \
+	"$$python" -m venv "$$venv"
+	@venv=$(call arg,VENV); installed=$$venv/.installed; \
+	[ -e "$$installed" ] && [ -z "$$(find setup.cfg pyproject.toml constraints.txt -newer "$$installed")" ] && exit; \
+	install() { "$$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$$@"; }; \
+	echo "make setup: installs into $$venv what constraints.txt pins"; \
+	install --require-hashes --only-binary=:all: --requirement constraints.txt \
+	    && install --no-deps --no-build-isolation --editable . && touch "$$installed"
 
-test: setup  ## run the tests that take minutes at most
+test: setup  ## run the tests that take minutes at most: ARGS
 	$(python) -m pytest $(ARGS)
 
-test-slow: setup  ## run the long tests too
+test-slow: setup  ## run the long tests too: ARGS
 	$(python) -m pytest -m "slow or not slow" $(ARGS)
 
 faults: setup  ## kill, fill, damage, attack; prints the README's reliability table (takes a while): ARGS
 	$(python) -m pytest -m slow tests/test_faults_*.py --faults experiments/results/faults.json $(ARGS)
 
 fuzz: setup  ## damaged videos and caches, other ones in each run, for SECONDS (600): ARGS
-	$(python) tests/fuzz.py --seconds $(or $(SECONDS),600) $(ARGS)
+	$(python) tests/fuzz.py --seconds=$(call arg,SECONDS) $(ARGS)
 
 lint: setup  ## check format, style and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 
-demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in $(DEMO)/
-	$(python) -m data_prep.sample --output $(DEMO)/sample
-	$(python) -m data_prep.extract --videos $(DEMO)/sample/videos --features $(DEMO)/features --fall_back_to_random
-	@for model in softmax alstm conv_alstm; do $(MAKE) --no-print-directory MODEL=$$model demo-model || exit 1; done
+demo_models := softmax alstm conv_alstm
+demo = $(call arg,DEMO)
+define demo_run
+@rm -rf $(demo)/runs/$1
+$(python) -m experiments.train --flagfile=experiments/configs/sample_$1.flags \
+    --features=$(demo)/features --splits=$(demo)/sample/splits --run_dir=$(demo)/runs/$1
+@$(python) -m experiments.eval --run_dir=$(demo)/runs/$1
+
+endef
+
+demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in DEMO
+	$(python) -m data_prep.sample --output=$(demo)/sample
+	$(python) -m data_prep.extract --videos=$(demo)/sample/videos --features=$(demo)/features --fall_back_to_random
+	$(foreach model,$(demo_models),$(call demo_run,$(model)))
 	@printf '\n'
-	@$(python) -m experiments.table $(foreach model,softmax alstm conv_alstm,--run_dir $(DEMO)/runs/$(model))
-	@printf '\nEvery run has its own folder in $(DEMO)/runs: eval/test/attention.png shows where the model looked,\n'
-	@printf 'eval/test/confusion.png what it took for what (softmax: the pairs that are each other reversed in time).\n'
-	@printf 'Watch them: make report RUN_DIR="$(DEMO)/runs/alstm $(DEMO)/runs/conv_alstm" REPORT=$(DEMO)/report\n'
-	@printf 'Next: make tensorboard RUNS=$(DEMO)/runs, or your own videos: README, "Your own videos".\n'
+	@$(python) -m experiments.table $(foreach model,$(demo_models),--run_dir=$(demo)/runs/$(model))
+	@printf '%s\n' '' 'Every run has its own folder in '$(demo)'/runs:' \
+	    'eval/test/attention.png shows where the model looked,' \
+	    'eval/test/confusion.png what it took for what (softmax: the pairs that are each other reversed in time).' \
+	    'Watch them: make report RUN_DIR="'$(demo)'/runs/alstm '$(demo)'/runs/conv_alstm" REPORT='$(demo)/report \
+	    'Next: make tensorboard RUNS='$(demo)'/runs, or your own videos: README, "Your own videos".'
 
-demo-model:
-	@rm -rf $(DEMO)/runs/$(MODEL)
-	$(python) -m experiments.train --flagfile=experiments/configs/sample_$(MODEL).flags \
-	    --features $(DEMO)/features --splits $(DEMO)/sample/splits --run_dir $(DEMO)/runs/$(MODEL)
-	@$(python) -m experiments.eval --run_dir $(DEMO)/runs/$(MODEL)
+download: setup  ## get HMDB-51, or unpack what you have: OUTPUT (data/hmdb51), ARCHIVES="FILE FILE", ARGS
+	$(python) -m data_prep.hmdb51 --output=$(call quoted,$(or $(OUTPUT),data/hmdb51)) \
+	    $(if $(ARCHIVES),$(call each,--archive,ARCHIVES)) $(ARGS)
 
-download: setup  ## get HMDB-51, or unpack what you have: OUTPUT (data/hmdb51), ARCHIVES="FILE FILE"
-	$(python) -m data_prep.hmdb51 --output $(or $(OUTPUT),data/hmdb51) $(foreach file,$(ARCHIVES),--archive $(file)) $(ARGS)
-
-audit: setup  ## what stands on both sides of a split, short clips, counts: VIDEOS, SPLITS, SPLIT, ARGS
-	$(python) -m data_prep.audit --videos $(VIDEOS) --splits $(SPLITS) --split $(SPLIT) $(ARGS)
+audit: setup  ## what stands on both sides of a split, short clips: VIDEOS, SPLITS, SPLIT, OUTPUT (audit.json), ARGS
+	$(python) -m data_prep.audit --videos=$(call arg,VIDEOS) --splits=$(call arg,SPLITS) --split=$(call arg,SPLIT) \
+	    $(call optional,--output,OUTPUT) $(ARGS)
 
 extract: setup  ## videos -> feature cache: VIDEOS, FEATURES, ARGS
-	$(python) -m data_prep.extract --videos $(VIDEOS) --features $(FEATURES) $(ARGS)
+	$(python) -m data_prep.extract --videos=$(call arg,VIDEOS) --features=$(call arg,FEATURES) $(ARGS)
 
-inspect: setup  ## print and check a feature cache: FEATURES
-	$(python) -m data_prep.inspect --features $(FEATURES) --verify $(ARGS)
+inspect: setup  ## print and check a feature cache: FEATURES, ARGS
+	$(python) -m data_prep.inspect --features=$(call arg,FEATURES) --verify $(ARGS)
 
-train: setup  ## feature cache -> run directory: FEATURES, SPLITS, SPLIT, MODEL, RUN_DIR, ARGS
-	$(python) -m experiments.train --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
-	    --split $(SPLIT) --model $(MODEL) --run_dir $(RUN_DIR) $(ARGS)
+train: setup  ## feature cache -> run directory: FEATURES, SPLITS, SPLIT, MODEL, VIDEOS, RUN_DIR, ARGS
+	$(python) -m experiments.train --features=$(call arg,FEATURES) $(splits) --model=$(call arg,MODEL) \
+	    $(call optional,--videos,VIDEOS) --run_dir=$(call arg,RUN_DIR) $(ARGS)
 
-sweep: setup  ## search hyper-parameters on validation videos: FEATURES, SPLITS, SPLIT, MODEL, OUTPUT, ARGS="--workers=2"
-	$(python) -m experiments.sweep --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
-	    --split $(SPLIT) --model $(MODEL) --output $(or $(OUTPUT),runs/sweep-$(MODEL)-split$(SPLIT)) $(ARGS)
+sweep: setup  ## search settings on validation videos: FEATURES, SPLITS, SPLIT, MODEL, OUTPUT, ARGS="--workers=2"
+	$(python) -m experiments.sweep --features=$(call arg,FEATURES) $(splits) --model=$(call arg,MODEL) \
+	    --output=$(call quoted,$(or $(OUTPUT),runs/sweep-$(MODEL)-split$(SPLIT))) $(ARGS)
 
-svm: MODEL := svm
+svm: override MODEL := svm
 svm: setup  ## the control without a network, a linear SVM: FEATURES, SPLITS, SPLIT, RUN_DIR (runs/svm-split1), ARGS
-	$(python) -m experiments.svm --features $(FEATURES) $(if $(wildcard $(SPLITS)),--splits $(SPLITS)) \
-	    --split $(SPLIT) --run_dir $(RUN_DIR) $(ARGS)
+	$(python) -m experiments.svm --features=$(call arg,FEATURES) $(splits) --run_dir=$(call arg,RUN_DIR) $(ARGS)
 
-eval: setup  ## evaluate a run on its test videos: RUN_DIR, ARGS
-	$(python) -m experiments.eval --run_dir $(RUN_DIR) $(ARGS)
+eval: setup  ## evaluate a run on its test videos: RUN_DIR (or MODEL, SPLIT), FEATURES, VIDEOS, ANNOTATIONS, ARGS
+	$(python) -m experiments.eval --run_dir=$(call arg,RUN_DIR) $(call optional,--features,FEATURES) \
+	    $(call optional,--videos,VIDEOS) $(call optional,--annotations,ANNOTATIONS) $(ARGS)
 
-table: setup  ## one table of evaluated runs: RUN_DIR="A B ...", or ARGS="--results=FILE"
-	@$(python) -m experiments.table $(if $(findstring --results,$(ARGS)),,$(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir))) $(ARGS)
+table: setup  ## one table of evaluated runs: RUN_DIR="A B" (or MODEL, SPLIT), OUTPUT, ARGS="--results=FILE"
+	@$(python) -m experiments.table $(run_dirs) $(call optional,--output,OUTPUT) $(ARGS)
 
-report: setup  ## evaluated run, or several side by side, -> one page with playing overlays: RUN_DIR, REPORT, ARGS
-	$(python) -m experiments.report $(foreach run_dir,$(RUN_DIR),--run_dir $(run_dir)) --output $(REPORT) $(ARGS)
+report: setup  ## evaluated runs -> a page with playing overlays: RUN_DIR="A B" (or MODEL, SPLIT), REPORT, VIDEOS, ARGS
+	$(python) -m experiments.report $(run_dirs) --output=$(call arg,REPORT) $(call optional,--videos,VIDEOS) $(ARGS)
 
-# VIDEO as it was given, through the environment: neither make nor the shell reads anything into its characters
-unexport VIDEO
-predict: export VIDEO_FILE := $(value VIDEO)
-predict: setup  ## what a video shows and where the model looks: VIDEO, RUN_DIR, OUTPUT, ARGS
-	@test -n "$$VIDEO_FILE" || { echo "make predict: say which video: make predict VIDEO=FILE RUN_DIR=..."; exit 1; }
-	@$(python) -m experiments.predict --run_dir "$(RUN_DIR)" --video "$$VIDEO_FILE" \
-	    --output "$(or $(OUTPUT),$(RUN_DIR)/predictions)" $(ARGS)
+predict: setup  ## what a video shows and where the model looks: VIDEO, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS
+	$(if $(VIDEO),,$(error make predict: say which video: make predict VIDEO=FILE RUN_DIR=...))
+	@$(python) -m experiments.predict --run_dir=$(call arg,RUN_DIR) --video=$(call arg,VIDEO) \
+	    --output=$(call quoted,$(or $(OUTPUT),$(RUN_DIR)/predictions)) $(ARGS)
 
-tensorboard: setup  ## curves and pictures of the runs below RUNS
-	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)
+tensorboard: setup  ## curves and pictures of the runs below RUNS, ARGS
+	$(if $(call is_there,RUNS),,$(error make tensorboard: RUNS=$(RUNS) is not there; say which folder holds the runs))
+	$(python) -m tensorboard.main --logdir=$(call arg,RUNS) $(ARGS)
 
-bench: setup  ## measure the stages against their limits: OUTPUT (bench.json), ARGS="--videos=DIR --features=DIR"
-	$(python) -m experiments.benchmark --output $(or $(OUTPUT),bench.json) $(ARGS)
+bench: setup  ## measure the stages against their limits: OUTPUT (bench.json), VIDEOS, FEATURES, ARGS
+	$(python) -m experiments.benchmark --output=$(call quoted,$(or $(OUTPUT),bench.json)) \
+	    $(call optional,--videos,VIDEOS) $(call optional,--features,FEATURES) $(ARGS)
 
-constraints:  ## pin all dependencies anew, for every supported Python (needs uv)
-	uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --no-annotate --no-header --upgrade -o constraints.txt
+constraints:  ## pin what setup.cfg needs, with hashes, for every Python (needs uv): ARGS=--upgrade takes new versions
+	@command -v uv >/dev/null || { echo "make constraints: uv was not found; pip install uv" >&2; exit 1; }
+	uv pip compile setup.cfg --extra=dev --universal --python-version=$(firstword $(supported)) --generate-hashes \
+	    --no-annotate --custom-compile-command="make constraints" --quiet --output-file=constraints.txt $(ARGS)
 
-clean:  ## remove what the build and the demo made; datasets, features and runs stay
-	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+clean:  ## remove what the build and the demo made (VENV, DEMO); datasets, features and runs stay
+	rm -rf -- $(call arg,VENV) $(call arg,DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
