@@ -2,26 +2,13 @@
 
     python -m data_prep.audit --videos DIR --splits DIR [--split 1] [--output audit.json]
 
-Near duplicates are found by a perceptual hash of each sampled frame (pHash: signs of the lowest 16x16 frequencies of
-the grey frame, 256 bits). The distance of two videos is the median, over the frames of the shorter one, of the share of
-bits in which the frame differs from the most similar frame of the other: trimming and other frame rates change little.
-The thresholds were measured on J-HMDB (928 videos of 336 films), percentiles of that distance:
-
-| pairs | 1st | 50th | 99th | largest |
-|---|---|---|---|---|
-| 60 videos, re-encoded, shrunk to 128x96, stretched, brightened or at 25 frames/s | 0.00 | 0.01 | 0.05 | 0.05 |
-| the same trimmed at an odd frame or to a half | 0.00 | 0.03 | 0.23 | 0.24 |
-| 1,937 pairs of the same film | 0.02 | 0.44 | 0.51 | 0.53 |
-| 8,000 pairs of different films (smallest 0.36) | 0.41 | 0.46 | 0.52 | 0.57 |
-
-Up to `COPY` it is the same recording, up to `SAME_SHOT` at least the same shot, or a trimmed copy with much motion.
-Cropped copies lie between 0.16 and 0.35 and are found in part, mirrored ones are not.
+Near duplicates are found by perceptual hashes of the sampled frames; `data_prep/duplicates.py` says what its thresholds
+`COPY` and `SAME_SHOT` were measured on.
 """
 
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -30,14 +17,14 @@ from action_attention.errors import UserError
 from action_attention.features import write_json
 from action_attention.files import file_sha256
 from data_prep import program
-from data_prep.splits import SUBSETS, TRAIN, UNUSED, copies_across, match_names, read_lists, source_of
+from data_prep.duplicates import COPY, SAME_SHOT, frame_hash, near_duplicates
+from data_prep.splits import SUBSETS, TRAIN, UNUSED, copies_across, match_names, name_groups, read_groups, read_lists
 from data_prep.videos import UnusableVideoError, VideoReader, list_videos
 
-COPY, SAME_SHOT = 0.1, 0.25
-HASH_SIDE = 16
 
-
-def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: int = 30) -> dict:
+def audit(
+    videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: int = 30, groups: dict[str, str] | None = None
+) -> dict:
     """What is worth knowing of a split before training on it.
 
     Args:
@@ -45,6 +32,7 @@ def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: in
         tags: of videos `<class>/<file>`, as `read_lists` returns them.
         fps: sampled frames per second.
         clip_length: sampled frames; videos with fewer are padded in training.
+        groups: the film or recording of each video (`read_groups`); None or empty to guess by `name_groups`.
 
     Returns:
         the content of `audit.json`, all of it plain values.
@@ -65,7 +53,8 @@ def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: in
         raise UserError(f"{videos} has {len(train)} training and {len(held_out)} other videos of the split")
     exact = copies_across({"train": train, "held out": held_out}, sha256)
     near = [pair for pair in near_duplicates(hashes, train, held_out) if pair[:2] not in exact]
-    films = [Counter(map(source_of, names)) for names in (train, held_out)]
+    film = match_names(groups, there) if groups else name_groups(hashes)
+    films = [Counter(film[name] for name in names) for names in (train, held_out)]
     classes: dict[str, Counter[str]] = {}
     for name in hashes:
         classes.setdefault(name.split("/")[0], Counter())[SUBSETS[tags[name]]] += 1
@@ -79,42 +68,11 @@ def audit(videos: Path, tags: dict[str, int], fps: float = 15.0, clip_length: in
         "exact_duplicates": exact,
         "near_duplicates": [pair for pair in near if pair[2] <= COPY],
         "same_shot": [pair for pair in near if pair[2] > COPY],
-        "films_on_both_sides": {film: [films[0][film], films[1][film]] for film in sorted(films[0].keys() & films[1])},
+        "films_on_both_sides": {name: [films[0][name], films[1][name]] for name in sorted(films[0].keys() & films[1])},
         "too_short": {name: len(of_video) for name, of_video in hashes.items() if len(of_video) < clip_length},
         "fps": fps,
         "clip_length": clip_length,
     }  # fmt: skip
-
-
-def near_duplicates(
-    hashes: dict[str, np.ndarray], train: list[str], held_out: list[str]
-) -> list[tuple[str, str, float]]:
-    """Pairs (training video, held-out video, distance) at a distance of at most `SAME_SHOT`, the nearest first.
-
-    `hashes` holds each video's frame hashes, bool `(frames, 256)`.
-    """
-    # with bits as +1 and -1 the share of different bits is (1 - product / bits) / 2: one matrix product a video
-    signs = {name: 2 * hashes[name].astype(np.float32) - 1 for name in {*train, *held_out}}
-    training = np.concatenate([signs[name] for name in train])
-    starts = np.cumsum([0, *(len(signs[name]) for name in train)])
-    pairs = []
-    for name in held_out:
-        products = signs[name] @ training.T
-        nearest = np.maximum.reduceat(products.max(axis=0), starts[:-1])
-        for index in np.flatnonzero(nearest >= (1 - 2 * SAME_SHOT) * HASH_SIDE**2):
-            between = (1 - products[:, starts[index] : starts[index + 1]] / HASH_SIDE**2) / 2
-            distance = float(np.median(between.min(axis=int(between.shape[0] <= between.shape[1]))))
-            if distance <= SAME_SHOT:
-                pairs.append((train[index], name, round(distance, 3)))
-    return sorted(pairs, key=lambda pair: (pair[2], pair))
-
-
-def frame_hash(frame: np.ndarray) -> np.ndarray:
-    """Perceptual hash of an RGB frame, bool `(256,)`."""
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (4 * HASH_SIDE, 4 * HASH_SIDE), interpolation=cv2.INTER_AREA)
-    low = cv2.dct(small.astype(np.float32))[:HASH_SIDE, :HASH_SIDE].ravel()
-    return low > np.median(low[1:])  # the first is the mean brightness
 
 
 def summary(found: dict) -> str:
@@ -156,7 +114,9 @@ def define_flags() -> None:
 
 def main() -> None:
     args = flags.FLAGS
-    found = audit(Path(args.videos), read_lists(Path(args.splits), args.split), args.fps, args.clip_length)
+    lists = Path(args.splits)
+    tags = read_lists(lists, args.split)
+    found = audit(Path(args.videos), tags, args.fps, args.clip_length, read_groups(lists))
     write_json(Path(args.output), found)
     print(f"{summary(found)}\n{args.output} has all of it")
 

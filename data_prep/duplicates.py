@@ -2,7 +2,23 @@
 
 The hash of a frame (pHash) is the signs of the lowest 16x16 frequencies of the grey frame, 256 bits. The distance of
 two videos is the median, over the frames of the shorter one, of the share of bits in which the frame differs from the
-most similar frame of the other: trimming and other frame rates change little.
+most similar frame of the other: trimming and other frame rates change little. The thresholds were measured on J-HMDB
+(928 videos of 336 films), percentiles of that distance of frames of 224x224 pixels, as the network sees them; frames of
+the files' own size, as the audit sees them, differ by 0.02 at most:
+
+| pairs | 1st | 50th | 99th | largest |
+|---|---|---|---|---|
+| 60 videos, re-encoded, shrunk to 128x96, stretched, brightened or at 25 frames/s | 0.00 | 0.01 | 0.08 | 0.10 |
+| the same without 7 frames, and their first and second half | 0.00 | 0.01 | 0.16 | 0.26 |
+| first half and second half of the same | 0.04 | 0.20 | 0.45 | 0.45 |
+| 1,937 pairs of the same film | 0.02 | 0.44 | 0.51 | 0.53 |
+| 8,000 pairs of different films (smallest 0.35) | 0.41 | 0.46 | 0.52 | 0.55 |
+
+Up to `COPY` it is the same recording, up to `SAME_SHOT` at least the same shot, or a trimmed copy with much motion.
+Cropped copies lie between 0.16 and 0.35 and are found in part, mirrored ones are not. Of all 428,000 pairs of different
+films one is below `SAME_SHOT`: one golf teacher's two films of one day. Actors of 40 videos before one background, as
+a fixed camera sees them, are 0.19 to 0.32 apart (medians of four backgrounds), so that chains of pairs below
+`SAME_SHOT` connect 27 to 40 of the 40, those below `COPY` 1 to 12.
 """
 
 import math
@@ -50,23 +66,26 @@ def near_duplicates(
 
 
 def alike(
-    hashes: dict[str, np.ndarray], limit: float = SAME_SHOT
+    hashes: dict[str, np.ndarray], limit: float = SAME_SHOT, known: Mapping[str, str] | None = None
 ) -> tuple[dict[str, int], int, list[tuple[str, str]]]:
     """Which of all videos, of whatever class, look like one recording.
 
     Two videos do if at least half of the frames of the shorter one differ by at most `limit` from a frame of the other.
-    Every n-th frame counts where there are more than `MOST_FRAMES` in all, or `BLOCK_FRAMES` of a video. Frames without
-    structure, such as black ones, are like no other.
+    Frames without structure, such as black ones, are like no other. 20,000 frames take 2 s on two cores. Every n-th
+    frame counts where there are more than `MOST_FRAMES` in all, or `BLOCK_FRAMES` of a video: of 180 trimmed videos of
+    J-HMDB 99 % are found by every second frame, 96 % by every fourth, 86 % by every eighth.
 
     Args:
         hashes: each video's frame hashes, bool `(frames, 256)`.
         limit: share of different bits.
+        known: groups of videos; pairs within one are no news.
 
     Returns:
         each video's recording, a number, which videos have in common that a chain of such pairs connects; how many
-        pairs there are; the first `SHOWN_PAIRS` of them.
+        pairs there are that were not known; the first `SHOWN_PAIRS` of those.
     """
     names = sorted(hashes)
+    group = np.unique([(known or {}).get(name, name) for name in names], return_inverse=True)[1].reshape(-1)
     every = max(1, math.ceil(sum(map(len, hashes.values())) / MOST_FRAMES))
     kept = [hashes[name][:: max(every, math.ceil(len(hashes[name]) / BLOCK_FRAMES))] for name in names]
     lengths = np.array([len(of_video) for of_video in kept], int)
@@ -84,12 +103,13 @@ def alike(
         of_columns = np.add.reduceat(np.logical_or.reduceat(near, rows, axis=0), columns, axis=1, dtype=int)
         ours, theirs = lengths[first:last, None], lengths[first:]
         pairs = np.triu(2 * np.where(ours <= theirs, of_rows, of_columns) >= np.minimum(ours, theirs), 1)
-        number += int(pairs.sum())
         for row in np.flatnonzero(pairs.any(axis=1)):
             others = first + np.flatnonzero(pairs[row])
-            shown += [(names[first + row], names[other]) for other in others[: SHOWN_PAIRS - len(shown)]]
             joined = recording[[first + row, *others]]
             recording[np.isin(recording, joined)] = joined.min()
+            news = others[group[others] != group[first + row]]
+            number += len(news)
+            shown += [(names[first + row], names[other]) for other in news[: SHOWN_PAIRS - len(shown)]]
         first = last
     return dict(zip(names, recording.tolist(), strict=True)), number, shown
 

@@ -16,6 +16,7 @@ from action_attention.registry import all_settings, model_names
 from action_attention.runs import Run
 from action_attention.settings import kind
 from data_prep.datasets import DUPLICATES, choose_split
+from data_prep.splits import counts
 
 
 def define_data_flags() -> None:
@@ -33,7 +34,7 @@ def define_data_flags() -> None:
 def split_as_flagged(
     cache: FeatureCache, made_in: Path, seed: int, validation: str = "source", *, test: bool = True
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """`datasets.choose_split` by the data flags; prints the warnings."""
+    """`datasets.choose_split` by the data flags; prints the warnings and how many videos each class has."""
     args = flags.FLAGS
     split, about, warnings = choose_split(
         cache, Path(args.splits) if args.splits else None, args.split, made_in=made_in, seed=seed,
@@ -42,6 +43,7 @@ def split_as_flagged(
     )  # fmt: skip
     for warning in warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
+    print("\n".join(counts(split)), flush=True)
     return split, about
 
 

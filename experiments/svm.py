@@ -24,6 +24,7 @@ from action_attention.metrics import VideoPrediction, rank_classes, summarize
 from action_attention.models.inputs import MOTIONS
 from action_attention.runs import Run, describe
 from data_prep import program
+from data_prep.datasets import groups_of
 from data_prep.splits import validation_folds
 from experiments import options, table
 
@@ -101,7 +102,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "of the pooled features")
     flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ")
     flags.DEFINE_float(
-        "C", None, "of the SVM [what is best on validation videos, three folds by source film]", lower_bound=0
+        "C", None, "of the SVM [what is best on validation videos, three folds by recording]", lower_bound=0
     )
 
 
@@ -113,7 +114,8 @@ def main() -> None:
     split, about = options.split_as_flagged(cache, run_dir, 0, "none" if args.C else "source")
     folds = [(split["train"], split["validation"])]  # as the lists have it, or
     if about["validation"] == "source":
-        folds = validation_folds(split, FOLDS, seed=0)
+        groups, _ = groups_of(Path(args.splits) if args.splits else None, run_dir, cache.videos)
+        folds = validation_folds(split, FOLDS, 0, groups)
     split = {"train": sorted(split["train"] + split["validation"]), "validation": [], "test": split["test"]}
     classes = class_names(split["train"])
     unknown = set(class_names(split["test"])) - set(classes)

@@ -39,6 +39,7 @@ from action_attention.settings import LogRange
 from action_attention.training import DivergedError
 from action_attention.training import train as train_model
 from data_prep import program
+from data_prep.datasets import groups_of, made_lists
 from data_prep.splits import validation_folds
 from experiments import options
 
@@ -62,7 +63,7 @@ class Sweep:
     model: str
     given: dict  # hyper-parameters that are not searched
     folds: list[tuple[list[str], list[str]]]
-    by_source: bool  # what the folds are: of the training list by film, or the lists' own validation videos
+    by_source: bool  # what the folds are: of the training list by recording, or the lists' own validation videos
     epochs: int
     seed: int
     imports: tuple[str, ...] = ()
@@ -291,9 +292,12 @@ def main() -> None:
     seed = given.pop("seed", 0)
     split, about = options.split_as_flagged(cache, output, seed, test=False)
     by_source = about["validation"] == "source"
-    folds = validation_folds(split, args.folds, seed) if by_source else [(split["train"], split["validation"])]
+    folds = [(split["train"], split["validation"])]
+    if by_source:
+        groups, _ = groups_of(Path(args.splits) if args.splits else None, output, cache.videos)
+        folds = validation_folds(split, args.folds, seed, groups)
     data = {name: args[name].value for name in ("features", "split", "dataset", "allow_missing", "duplicates")}
-    data["splits"] = args.splits or output / "splits"  # where those that were made are
+    data["splits"] = args.splits or made_lists(output)
     data = {name: value for name, value in data.items() if value is not None}
     sweep = Sweep(cache.folder, output, data, args.model, given, folds, by_source, args.epochs, seed,
                   tuple(args["import"].value or ()))  # fmt: skip

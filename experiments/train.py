@@ -22,7 +22,7 @@ def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
     flags.DEFINE_string("videos", None, "folder of the videos, for pictures [where they were extracted]")
     flags.DEFINE_enum(
-        "validation", "source", VALIDATIONS, "by source film from the training list; from the test list; none"
+        "validation", "source", VALIDATIONS, "by film or recording from the training list; from the test list; none"
     )
     flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
     options.define_settings()
