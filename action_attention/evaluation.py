@@ -16,9 +16,10 @@ from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
 from action_attention.localization import Actor, localize
+from action_attention.memory import check_address_space, check_memory, enough_memory
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
 from action_attention.overlays import gallery
-from action_attention.runs import Run
+from action_attention.runs import Run, files_digest
 
 GALLERY_VIDEOS = 6
 ReadFrames = Callable[[str], np.ndarray | None]
@@ -80,8 +81,9 @@ def evaluate(
     Raises:
         UserError: the run, the cache and the subset do not fit together.
     """
+    check_address_space()
     run = Run.open(run_dir, finished=True)
-    model, config, names = run.model(), run.config, run.split[subset]
+    model, config, names = run.model(), run.config, run.split.get(subset)
     for key, value in run.features.items():
         if key != "weights" and cache.settings.get(key) != value:
             raise UserError(
@@ -92,11 +94,18 @@ def evaluate(
         raise UserError(f"{run_dir} has no {subset} videos")
     training = config.training
     clips = Clips(cache, names, run.classes, training.clip_length, training.clip_stride, in_memory=False)
-    predictions = predict_videos(model, clips, training.batch_size)
+    made_with, there = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
+    if made_with and there and made_with != there:
+        raise UserError(
+            f"{cache.folder} holds other files by the names of the {subset} videos than {run_dir} was made with; give "
+            "--features the cache that it was trained on, or one of the same files"
+        )
+    weights = [tuple(weight.shape) for weight in model.weights]
+    check_memory(config, weights, cache.cube_shape, len(clips), trained=False)
+    with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
+        predictions = predict_videos(model, clips, training.batch_size)
     metrics = {
-        "dataset": run.about["dataset"],
-        "split": run.about["split"],
-        "validation": run.about["validation"],
+        **{key: run.about.get(key) for key in ("dataset", "split", "validation")},
         "subset": subset,
         "model": config.model,
         "seed": training.seed,

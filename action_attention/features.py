@@ -37,7 +37,7 @@ import numpy as np
 
 from action_attention.errors import UserError
 from action_attention.files import check_name, check_plain, file_sha256
-from action_attention.untrusted import attribute, check_whole, complaint, own_dataset, read_json, rows
+from action_attention.untrusted import attribute, check_whole, check_written, complaint, own_dataset, read_json, rows
 
 SCHEMA_VERSION = 1
 CHUNK_FRAMES = 8
@@ -249,7 +249,7 @@ class Shard:
         (name, times), *_ = Counter(video.name for video in self.videos).most_common(1) or [("", 1)]
         if times > 1:
             raise ValueError(f"{name!r} stands in it {times} times")
-        features = own_dataset(file, "features")
+        features = check_written(own_dataset(file, "features"))
         first_rows = [0, *accumulate(video.frames for video in self.videos)]
         self.frames, self.cube_shape = first_rows.pop(), features.shape[1:]
         shape = (self.frames, *self.cube_shape)
@@ -293,7 +293,7 @@ class Shard:
         digest = hashlib.sha256()
         try:
             for row in range(0, self.frames, 32 * CHUNK_FRAMES):
-                digest.update(self.read(row, row + 32 * CHUNK_FRAMES))
+                digest.update(self.read(row, row + 32 * CHUNK_FRAMES).data)
         except (OSError, RuntimeError):  # the filter noticed the damage first
             return ""
         return digest.hexdigest()

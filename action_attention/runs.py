@@ -6,14 +6,16 @@
 """
 
 import csv
+import hashlib
 import json
 import platform
 import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,45 @@ import tensorflow as tf
 from action_attention.clips import class_names
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
+from action_attention.files import check_name, check_plain, check_tree
 from action_attention.metrics import VideoPrediction
+from action_attention.model_file import ModelFile
 from action_attention.models import ActionModel
-from action_attention.models.upgrade import load_keras
 from action_attention.registry import Config, model_names
+from action_attention.settings import VOTES
+from action_attention.untrusted import complaint, read_json, read_npz
 
 FILES = ("run.json", "split.json", "flags.txt", "model.keras", "last_state.npz", "history.json", "logs")
 SUBSETS = ("train", "validation", "test")
 SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
+
+# What is read of the JSON files, as `untrusted.complaint` takes it.
+MADE_BY = {"schema_version?": int, "git?": str, "versions?": {str: str}}
+ABOUT = {
+    "config": {"model": str},
+    "classes": [str],
+    "cache": {
+        "folder": str, "fingerprint?": str, "files?": {str: str},
+        "settings": {"weights": str, "fps": float, "backbone": str, "precision": str},
+    },
+    "best?": {"epoch": (int, None)},
+    **{name: (str, int, None) for name in ("dataset?", "split?", "validation?")},
+}  # fmt: skip
+FINISHED = {"epochs": (int, None), "seconds": float, "git": str, "versions": {str: str}}
+SPLIT = {str: [str]}
+HISTORY = [{str: float}]
+_AIM = {"attention": float, "attention_ci95": ([float, float], None), "uniform": float, "centre": float}
+METRICS = {
+    **{name: (str, int, None) for name in ("dataset", "split", "validation")},
+    "subset": str, "model": str, "seed": int, "weights": str, "videos": int, "vote": set(VOTES),
+    **dict.fromkeys(("video_top1", "video_top5", "macro_f1"), float), "video_top1_ci95": [float, float],
+    "per_class": {str: {"accuracy": float, "videos": int}}, "confusion": [[int]],
+    "localization?": {
+        "videos": int, "frames": int, "frames_without_annotation": int, "without_annotation": [str],
+        "pointing": _AIM, "mass": _AIM,
+    },
+}  # fmt: skip
+OF_FRAMES = ("clip_top1", "frame_top1", "cross_entropy")  # null where a model decides on whole videos
 
 
 @dataclass
@@ -52,23 +85,27 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, *, of_frames: bool = True, finished: bool = False) -> "Run":
-        """Raises UserError if there is no run, if a newer version made it, with `of_frames` if its model decides on
-        whole videos, and with `finished` if its training has not come to its end."""
+        """Raises UserError if there is no run, if it is damaged or a newer version made it, with `of_frames` if its
+        model decides on whole videos, and with `finished` if its training has not come to its end."""
         run = cls(Path(folder))
         try:
-            run.about, run.split = (json.loads(path.read_text()) for path in (run.json_file, run.split_file))
-            run.model_name, schema = run.about["config"]["model"], run.about.get("schema_version", 1)
-            best = run.about.get("best", {"epoch": 0})
+            run.about, run.split = read_json(run.json_file, MADE_BY), read_json(run.split_file, SPLIT)
+            check_tree(run.folder)
+            schema = run.about.get("schema_version", 1)
+            if schema <= SCHEMA_VERSION:
+                run._check()
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{folder} holds no training run ({error}); make one with `make train`") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{folder}: run.json or split.json is damaged ({error}); train again elsewhere") from error
         if schema > SCHEMA_VERSION:
             raise UserError(
                 f"{folder} is a run of schema {schema}, this version reads up to {SCHEMA_VERSION}; use the version "
                 f"that made it: {run.made_by}"
             )
-        if of_frames and best["epoch"] is None:
+        if of_frames and not run.of_frames:
             raise UserError(
                 f"{folder} is a run of {run.model_name}, which decides on whole videos and says nothing of their "
                 "frames: it was evaluated as it was made, and `python -m experiments.table` shows it"
@@ -77,6 +114,17 @@ class Run:
             raise UserError(f"{folder} is in training or was stopped in it; go on with --resume, then evaluate it")
         return run
 
+    def _check(self) -> None:
+        """Raises ValueError if `about` or `split` is not what the rest of this class relies on."""
+        if wrong := complaint(self.about, ABOUT | (FINISHED if "best" in self.about else {})):
+            raise ValueError(wrong)
+        if not 0 < self.features["fps"] < np.inf:
+            raise ValueError(f"cache.settings.fps is {self.features['fps']}")
+        for names in self.split.values():
+            for name in names:
+                check_name(name)
+        self.model_name = self.about["config"]["model"]
+
     def evaluation(self, subset: str) -> Path:
         """The folder of what was predicted for a subset."""
         return self.folder / "eval" / subset
@@ -84,6 +132,11 @@ class Run:
     @property
     def exists(self) -> bool:
         return self.json_file.exists() or self.state_file.exists()
+
+    @property
+    def of_frames(self) -> bool:
+        """Whether its model says something of each frame; an SVM decides on whole videos."""
+        return self.about.get("best", {"epoch": 0})["epoch"] is not None
 
     @property
     def classes(self) -> list[str]:
@@ -98,14 +151,17 @@ class Run:
     def config(self) -> Config:
         """Its model and settings; what an older version did not write down has its default.
 
-        Raises UserError if no module registered the model.
+        Raises UserError if no module registered the model, or a setting cannot be.
         """
         if self.model_name not in model_names():
             raise UserError(
                 f"{self.folder} is a run of {self.model_name}, which is not among the models here "
                 f"({', '.join(model_names())}); --import=MODULE brings the module that registers it"
             )
-        return Config.read(self.about["config"])
+        try:
+            return Config.read(self.about["config"])
+        except UserError as error:
+            raise UserError(f"{self.folder}: run.json is damaged ({error}); train again elsewhere") from error
 
     @property
     def made_by(self) -> str:
@@ -114,40 +170,52 @@ class Run:
         return ", ".join([f"git {self.about.get('git', 'unknown')[:12]}", *versions])
 
     def history(self) -> list[dict[str, Any]]:
-        """What was measured in each epoch."""
-        return json.loads(self.history_file.read_text())
+        """What was measured in each epoch. Raises UserError if the file is damaged."""
+        try:
+            return read_json(self.history_file, HISTORY)
+        except ValueError as error:
+            raise UserError(f"{self.history_file} is damaged ({error}); train again elsewhere") from error
 
     def model(self) -> ActionModel:
         """Its best model. Raises UserError if there is none yet, it cannot be read, or it is not the run's."""
         path, config = self.model_file, self.config
         if not path.is_file():
             raise UserError(f"{self.folder} holds no model.keras yet; let at least one epoch of `make train` finish")
+        with self._reading(path):
+            file = ModelFile(path)
+        wanted = {"name": config.model, "classes": len(self.classes), **asdict(config.settings)}
+        for key, value in wanted.items():
+            if (there := file.config.get(key)) != value:
+                raise UserError(
+                    f"{path} is not this run's model: it has {key}={there}, run.json says {key}={value}; put back the "
+                    "file that belongs here, or train again"
+                )
+        with self._reading(path):
+            model = file.build()
+        model.compile(jit_compile=False)
+        return model
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Turns what is raised in reading a model file into a UserError."""
         try:
-            model = load_keras(path)
+            yield
         except Exception as error:  # Keras raises whatever its parts raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
                 f"{path} cannot be read as a model of this version, with Keras {version('keras')} ({reason}); it was "
                 f"made by {self.made_by}: use that, or train again"
             ) from error
-        there = model.get_config() if isinstance(model, ActionModel) else {}
-        wanted = {"name": config.model, "classes": len(self.classes)}
-        wanted |= {key: value for key, value in self.about["config"].items() if key in there}
-        for key, value in wanted.items():
-            if there.get(key) != value:
-                raise UserError(
-                    f"{path} is not this run's model: it has {key}={there.get(key)}, run.json says {key}={value}; put "
-                    "back the file that belongs here, or train again"
-                )
-        model.compile(jit_compile=False)
-        return model
 
     def metrics(self, subset: str = "test") -> dict[str, Any]:
-        """What `evaluate` measured. Raises UserError if the subset has not been evaluated."""
-        path = self.evaluation(subset) / "metrics.json"
+        """What `evaluate` measured. Raises UserError if the subset has not been evaluated, or the file is damaged."""
+        path, remedy = self.evaluation(subset) / "metrics.json", f"`make eval RUN_DIR={self.folder}`"
         if not path.is_file():
-            raise UserError(f"{path} does not exist; make it with `make eval RUN_DIR={self.folder}`")
-        return json.loads(path.read_text())
+            raise UserError(f"{path} does not exist; make it with {remedy}")
+        try:
+            return read_json(path, METRICS | dict.fromkeys(OF_FRAMES, float if self.of_frames else (float, None)))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); make it again with {remedy}") from error
 
     def predictions(self, subset: str = "test") -> list[VideoPrediction]:
         """What `evaluate` predicted, read back from `predictions.csv` and `frames.npz`, in their order; float32.
@@ -159,17 +227,29 @@ class Run:
             raise UserError(
                 f"{folder} holds no frames.npz, where an evaluation keeps each frame; make it with {remedy}"
             )
-        try:
-            with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-                rows = [
-                    (row["video"], self.classes.index(row["label"]), int(row["frames"])) for row in csv.DictReader(file)
-                ]
-            with (folder / "frames.npz").open("rb") as frames, np.load(frames, allow_pickle=False) as arrays:
-                attention, probabilities = arrays["attention"], arrays["probabilities"]
-            ends = np.cumsum([frames for *_, frames in rows])
+
+        def check(arrays: dict[str, tuple]) -> None:
+            (shape, of_probabilities), (maps, of_maps) = arrays["probabilities"], arrays["attention"]
             expected = (ends[-1], len(self.classes))
-            if probabilities.shape != expected or attention.shape[:1] != expected[:1] or attention.ndim != 3:
-                raise ValueError(f"{expected[0]} frames of {expected[1]} classes expected, not {probabilities.shape}")
+            if shape != expected or maps[:1] != expected[:1] or len(maps) != 3:
+                raise ValueError(f"{expected[0]} frames of {expected[1]} classes expected, not {shape}")
+            if {of_probabilities.kind, of_maps.kind} != {"f"}:
+                raise ValueError(f"numbers expected, not {of_probabilities} and {of_maps}")
+
+        try:
+            rows = [
+                (row["video"], self.classes.index(row["label"]), int(row["frames"]))
+                for row in _read_csv(folder / "predictions.csv")
+            ]
+            for name, _, frames in rows:
+                check_name(name)
+                if frames < 1:
+                    raise ValueError(f"{name!r} has {frames} frames")
+            if len({name for name, *_ in rows}) < len(rows):
+                raise ValueError("a video stands in predictions.csv twice")
+            ends = list(accumulate(frames for *_, frames in rows))
+            arrays = read_npz(folder / "frames.npz", check)
+            attention, probabilities = arrays["attention"], arrays["probabilities"]
         except Exception as error:  # NumPy raises whatever its parts raise
             raise UserError(
                 f"the files in {folder} do not fit together ({error}); make them again with {remedy}"
@@ -190,7 +270,8 @@ class Run:
             yield
         except (OSError, tf.errors.OpError) as error:
             # TensorFlow says it in several lines, the first after the name of an operation in braces
-            reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].split("}} ")[-1]
+            lines = [error.strerror or ""] if isinstance(error, OSError) else error.message.splitlines()
+            reason = (lines or [type(error).__name__])[0].split("}} ")[-1]
             raise UserError(
                 f"{self.folder} cannot be written to ({reason}); what it holds of the epochs before is whole: make "
                 "room, then the same command with --resume goes on"
@@ -205,12 +286,29 @@ def describe(config: dict[str, Any], cache: FeatureCache, split: dict[str, list[
         "schema_version": SCHEMA_VERSION,
         "config": config,
         "classes": class_names(split["train"]),
-        "cache": {"folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings},
+        "cache": {
+            "folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings,
+            "files": {subset: digest for subset, names in split.items() if (digest := files_digest(cache, names))},
+        },
         "videos": {subset: len(videos) for subset, videos in split.items()},
         "git": revision or "unknown",
         "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
-    }
+    }  # fmt: skip
+
+
+def files_digest(cache: Any, names: list[str]) -> str | None:
+    """sha256 over the names of some videos and their files' sha256; None where the cache does not know all of them."""
+    files = [(name, getattr(cache.videos.get(name), "file_sha256", "")) for name in sorted(names)]
+    if not files or not all(sha256 for _, sha256 in files):
+        return None
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    check_plain(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def state_variables(model: keras.Model) -> dict[str, keras.Variable]:

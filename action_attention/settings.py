@@ -6,6 +6,7 @@ has a value, and "off" elsewhere. A model's own settings stand beside the model;
 """
 
 import dataclasses
+import sys
 from dataclasses import MISSING, Field, dataclass
 from typing import Any, get_args
 
@@ -67,9 +68,10 @@ def _allowed(field: Field, value: Any) -> bool:
         of_kind = int
     return (
         type(value) is of_kind
+        and (kind(field) is not float or abs(value) <= sys.float_info.max)
         and (not field.metadata["choices"] or value in field.metadata["choices"])
         and (low is None or value >= low)
-        and (high is None or value <= high)  # neither holds for NaN
+        and (high is None or value <= high)
     )
 
 
@@ -79,6 +81,7 @@ def _expected(field: Field) -> str:
     bounds = (("at least", field.metadata["low"]), ("at most", field.metadata["high"]))
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     said = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+    said += ["finite"] if kind(field) is float and field.metadata["high"] is None else []
     return " ".join([words[kind(field)], *([", ".join(said)] if said else [])])
 
 
@@ -87,17 +90,17 @@ class Training(Settings):
     """How any model is trained, and how its frames decide on a video."""
 
     clip_length: int = setting(
-        30, "frames per clip, T; the paper's 30 are 2 s at 15 per second", low=1, search=(15, 30)
-    )
+        30, "frames per clip, T; the paper's 30 are 2 s at 15 per second", low=1, high=1000, search=(15, 30)
+    )  # the recurrence is unrolled: a step for each
     clip_stride: int | None = setting(None, "frames from one clip's start to the next one's; none: clip_length", low=1)
-    batch_size: int = setting(16, "clips per step, B", low=1)
+    batch_size: int = setting(16, "clips per step, B", low=1, high=65536)
     attention_penalty: float = setting(0.0, "lambda of the loss: look everywhere about once", low=0)
     mirror: bool = setting(False, "turn half of the training clips left to right, drawn anew each epoch")
     learning_rate: float = setting(1e-4, "of Adam", low=0, search=LogRange(3e-5, 3e-3))
     schedule: str = setting(
         "constant", "of the learning rate: constant, or a cosine from it to 0 at the last epoch", choices=SCHEDULES
     )
-    epochs: int = setting(100, "at most so many", low=1)
+    epochs: int = setting(100, "at most so many", low=1, high=1_000_000)
     patience: int = setting(5, "epochs without better validation before training stops", low=1)
     seed: int = setting(0, "of weights, order, dropout and held-out videos", low=0, high=2**32 - 1)
     vote: str = setting("mode", "a video's class: its frames' most frequent one, or by mean probability", choices=VOTES)

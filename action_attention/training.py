@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from google.protobuf.message import DecodeError
 from tensorboard.plugins.hparams import api as hparams
 
 from action_attention.clips import Clips, class_names
@@ -18,12 +19,19 @@ from action_attention.evaluation import ReadFrames, confusion_png, draw_gallery,
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import locked
 from action_attention.loss import losses
+from action_attention.memory import check_address_space, check_memory, enough_memory, weight_shapes
 from action_attention.metrics import FrameAccuracy, summarize
 from action_attention.models import ActionModel, build_model
 from action_attention.registry import Config, all_settings, find_model
 from action_attention.runs import Run, describe, state_variables
+from action_attention.untrusted import parse_json, read_npz
 
 PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then every so many
+# what a state says beside its arrays, as `untrusted.complaint` takes it
+PROGRESS = {
+    "history": [{str: float}], "seconds": float,
+    "best": {"epoch": int, "score": [float, float], "val_video_top1?": float, "val_cross_entropy?": float},
+}  # fmt: skip
 
 
 class DivergedError(UserError):
@@ -62,17 +70,22 @@ def train(
 
     Raises:
         UserError: the run directory holds a run and `resume` is not asked for, that run is another one or another
-            process is at it, its state cannot be read, or what is made cannot be written.
+            process is at it, its state cannot be read, what is made cannot be written, or memory is too small.
         DivergedError: a loss is not finite.
     """
     classes, options = class_names(split["train"]), config.training
     unknown = set(class_names([name for videos in split.values() for name in videos])) - set(classes)
     if unknown:
         raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, which it tests; mend it")
+    _check_memory(config, cache, split["train"], len(classes))
     keras.utils.set_random_seed(options.seed)
     tf.config.experimental.enable_op_determinism()
     run = Run(Path(run_dir), {**describe(config.flat(), cache, split), **(about or {})}, split)
-    with locked(run.folder, f"another training is at work in {run_dir}; wait, or give another --run_dir"):
+    with (
+        locked(run.folder, f"another training is at work in {run_dir}; wait, or give another --run_dir"),
+        enough_memory(f"{config.model} was trained in {run_dir}"),
+        cache.reading(),
+    ):
         if run.exists:
             _check_resumable(run, resume)
         training = Clips(cache, split["train"], classes, options.clip_length, options.clip_stride)
@@ -87,9 +100,10 @@ def train(
             run.write()
             with run.writing():
                 writers = open_logs(run.logs, first_epoch, config, validate=state.validate)
-            callbacks = [Curves(writers), state, *(callbacks or [])]
+            callbacks = [Curves(run, writers), state, *(callbacks or [])]
             if state.validate:
-                callbacks.insert(0, VideoValidation(writers["validation"], config, validation, classes, read_frames))
+                validated = VideoValidation(run, writers["validation"], config, validation, classes, read_frames)
+                callbacks.insert(0, validated)
             logging.info(
                 "%s: %d training clips of %d videos, %d validation videos, %d classes, features %s",
                 config.model, len(training), len(split["train"]), len(split["validation"]), len(classes),
@@ -151,13 +165,7 @@ def open_logs(folder: Path, first_epoch: int, config: Config, validate: bool) ->
     What a stopped run wrote of epochs that are done again is removed, so that every epoch stands there once.
     """
     for path in folder.glob("*/events.out.tfevents.*"):
-        size = 0
-        # epochs are in order, and a killed process leaves half a record at the end
-        for event in tf.data.TFRecordDataset(str(path)).ignore_errors().as_numpy_iterator():
-            if tf.compat.v1.Event.FromString(event).step >= first_epoch:
-                break
-            size += len(event) + 16  # the record's length and two checksums
-        os.truncate(path, size)
+        os.truncate(path, _size_until(path, first_epoch))
     sides = ("train", "validation")[: 1 + validate]
     writers = {side: tf.summary.create_file_writer(str(folder / side)) for side in sides}
     if validate and first_epoch == 0:
@@ -173,17 +181,18 @@ class Curves(keras.callbacks.Callback):
     would leave a hole in the curves.
     """
 
-    def __init__(self, writers: dict[str, tf.summary.SummaryWriter]):
+    def __init__(self, run: Run, writers: dict[str, tf.summary.SummaryWriter]):
         super().__init__()
-        self.writers = writers
+        self.run, self.writers = run, writers
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         numbers = {**logs, "learning_rate": float(self.model.optimizer.learning_rate)}
-        for name, value in numbers.items():
-            with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch):
-                tf.summary.scalar(f"epoch_{name.removeprefix('val_')}", value)
-        for writer in self.writers.values():
-            writer.flush()
+        with self.run.writing():
+            for name, value in numbers.items():
+                with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch):
+                    tf.summary.scalar(f"epoch_{name.removeprefix('val_')}", value)
+            for writer in self.writers.values():
+                writer.flush()
 
 
 class VideoValidation(keras.callbacks.Callback):
@@ -191,11 +200,11 @@ class VideoValidation(keras.callbacks.Callback):
     gaze over real frames of a few videos."""
 
     def __init__(
-        self, writer: tf.summary.SummaryWriter, config: Config, clips: Clips, classes: list[str],
+        self, run: Run, writer: tf.summary.SummaryWriter, config: Config, clips: Clips, classes: list[str],
         read_frames: ReadFrames | None,
     ):  # fmt: skip
         super().__init__()
-        self.writer, self.config, self.clips, self.classes = writer, config, clips, classes
+        self.run, self.writer, self.config, self.clips, self.classes = run, writer, config, clips, classes
         self.read_frames = read_frames
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -205,7 +214,7 @@ class VideoValidation(keras.callbacks.Callback):
             logs[f"val_{key}"] = metrics[key]
         if epoch % PICTURE_EPOCHS:
             return
-        with self.writer.as_default(epoch):
+        with self.run.writing(), self.writer.as_default(epoch):
             confusion = confusion_png(np.array(metrics["confusion"]), self.classes)
             tf.summary.image("confusion", tf.image.decode_png(confusion, channels=3)[None])
             picture = draw_gallery(predictions, self.classes, self.config.training.vote, self.read_frames)
@@ -238,14 +247,9 @@ class RunState(keras.callbacks.Callback):
         path, variables = self.run.state_file, state_variables(model)
         if path.is_file():
             try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                    kept = json.loads(str(saved["progress"]))
-                    arrays = {name: saved[name] for name in saved.files if name != "progress"}
+                arrays = read_npz(path, lambda arrays: _check_state(arrays, variables))
+                kept = parse_json(str(arrays["progress"]), PROGRESS)
                 self.history, self.best, self.seconds = kept["history"], kept["best"], kept["seconds"]
-                if any(name.startswith("variable_") for name in arrays):
-                    raise ValueError("its arrays have no names, as those of version 0.1")
-                if wrong := [name for name in arrays.keys() | variables.keys() if not _fits(name, arrays, variables)]:
-                    raise ValueError(f"it and the model differ in {', '.join(sorted(wrong)[:3])}")
             except Exception as error:  # NumPy raises whatever its parts raise
                 raise UserError(
                     f"{path} is damaged or of another version ({error}); train again with another --run_dir, or use "
@@ -320,8 +324,47 @@ class RunState(keras.callbacks.Callback):
         return DivergedError(f"{what}; {self.run.folder} {kept}, train anew with a smaller --learning_rate")
 
 
-def _fits(name: str, arrays: dict[str, np.ndarray], variables: dict[str, keras.Variable]) -> bool:
-    return name in arrays and name in variables and arrays[name].shape == tuple(variables[name].shape)
+def _check_state(arrays: dict[str, tuple], variables: dict[str, keras.Variable]) -> None:
+    """Raises ValueError unless arrays, by their shapes and types, are a model's variables and `progress`."""
+    if any(name.startswith("variable_") for name in arrays):
+        raise ValueError("its arrays have no names, as those of version 0.1")
+    there = {name: (shape, str(dtype)) for name, (shape, dtype) in arrays.items() if name != "progress"}
+    wanted = {name: (tuple(variable.shape), variable.dtype) for name, variable in variables.items()}
+    if wrong := [name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name)]:
+        raise ValueError(f"it and the model differ in {', '.join(sorted(wrong)[:3])}")
+
+
+def _size_until(path: Path, epoch: int) -> int:
+    """Bytes of an events file before its first record of that epoch or a later one, or that is damaged.
+
+    Epochs are in order, and a killed process leaves half a record at the end.
+    """
+    size, end = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:  # a record is its length, a checksum of that, its bytes, a checksum
+            record = size + 16 + int.from_bytes(head[:8], "little")
+            if record > end:
+                break
+            try:
+                event = tf.compat.v1.Event.FromString(file.read(record - size - 16))
+            except DecodeError:
+                break
+            if event.step >= epoch:
+                break
+            size = record
+            file.seek(size)
+    return size
+
+
+def _check_memory(config: Config, cache: FeatureCache, videos: list[str], classes: int) -> None:
+    """Raises UserError if there is too little for this training."""
+    check_address_space()
+    length, stride = config.training.clip_length, config.training.clip_stride or config.training.clip_length
+    frames = [cache.videos[name].frames for name in videos if name in cache.videos]
+    if frames:
+        weights = weight_shapes(lambda: new_model(config, classes), cache.cube_shape)
+        clips = sum(1 + max(0, -(-(of_video - length) // stride)) for of_video in frames)
+        check_memory(config, weights, cache.cube_shape, clips, trained=True)
 
 
 def _check_resumable(run: Run, resume: bool) -> None:
@@ -344,14 +387,20 @@ def _check_resumable(run: Run, resume: bool) -> None:
                 f"{run_dir} was trained with {key}={settings.get(key)}, now {key}={value} is asked for; "
                 "resume with the same settings, or give another --run_dir"
             )
-    if there.about["cache"]["fingerprint"] != asked["cache"]["fingerprint"]:
+    if there.about["cache"].get("fingerprint") != asked["cache"]["fingerprint"]:
         raise UserError(
             f"{run_dir} was trained on other features than {asked['cache']['folder']}; give it the same cache"
         )
     for subset, names in run.split.items():
-        if there.split[subset] != names:
-            changed = len(set(there.split[subset]) ^ set(names))
+        if (listed := there.split.get(subset, [])) != names:
+            changed = len(set(listed) ^ set(names))
             raise UserError(
                 f"{run_dir} has other {subset} videos than are asked for now ({changed} differ); resume with the same "
                 "--splits, --split and --validation, or give another --run_dir"
+            )
+        before, now = (about["cache"].get("files", {}).get(subset) for about in (there.about, asked))
+        if before and now and before != now:
+            raise UserError(
+                f"{run_dir} was trained on other files of the {subset} videos than {asked['cache']['folder']} holds; "
+                "give it the same cache"
             )

@@ -102,7 +102,7 @@ def _shape_and_type(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tu
         shape, _, dtype = headers[np.lib.format.read_magic(member)](member)
         if dtype.hasobject:
             raise ValueError("Object arrays cannot be read, they could hold code")
-        if info.file_size - member.tell() != dtype.itemsize * math.prod(shape):
+        if min(shape, default=0) < 0 or info.file_size - member.tell() != dtype.itemsize * math.prod(shape):
             raise ValueError(f"{info.filename} is not of the size that it says")
     return shape, dtype
 
@@ -164,6 +164,16 @@ def check_whole(dataset: h5py.Dataset) -> h5py.Dataset:
     size = dataset.size * dataset.id.get_type().get_size()
     if dataset.chunks is not None or dataset.id.get_storage_size() < size:
         raise ValueError(f"its {dataset.name} is packed or was never written")
+    return dataset
+
+
+def check_written(dataset: h5py.Dataset) -> h5py.Dataset:
+    """Raises ValueError if some of the values are filled in on reading: a small file would be as large as it likes."""
+    if dataset.chunks is None:
+        return check_whole(dataset)
+    parts = math.prod(-(-size // of_chunk) for size, of_chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    if dataset.id.get_num_chunks() != parts:
+        raise ValueError(f"parts of its {dataset.name} were never written")
     return dataset
 
 

@@ -8,7 +8,9 @@ A file goes through the extraction that made the run's features, into a temporar
 a second time for the overlay, so that memory does not grow with its length.
 """
 
+import glob
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,7 @@ from data_prep.videos import VideoReader, resize, sampled
 
 GIF_WIDTH = 360  # pixels; a GIF takes ten times the bytes of an MP4
 BATCH = 32
+CAMERA = "is a camera; predict takes a video file: record one with it first"
 
 
 @dataclass
@@ -147,10 +150,17 @@ class Recognizer:
         vote = vote or self.config.training.vote
         if isinstance(video, np.ndarray):
             return self._predict_frames(video, fps, vote)
-        path = _checked(Path(video))
-        name = f"{path.parent.name}/{path.name}"
-        with tempfile.TemporaryDirectory(prefix=".features-", dir=scratch) as folder:
-            extract(path.parents[1], Path(folder), self.network, fps=self.fps, names=[name])
+        check_video(video)
+        path = _named(Path(video))
+        above = path.parent.name
+        name = f"{'video' if above in ('', '..') else above}/{path.name}"
+        # A folder may have none above it, so a link stands for it; not in `scratch`: a run's folder may hold no links.
+        with (
+            tempfile.TemporaryDirectory(prefix=".features-", dir=scratch) as folder,
+            tempfile.TemporaryDirectory() as root,
+        ):
+            (Path(root) / name).parent.symlink_to(path.parent)
+            extract(Path(root), Path(folder), self.network, fps=self.fps, names=[name])
             cache = FeatureCache(Path(folder))
             try:
                 if name in cache.rejects:
@@ -197,10 +207,42 @@ def load(run_dir: str | Path, weights: str | None = None) -> Recognizer:
     return Recognizer(Run.open(Path(run_dir)), weights)
 
 
-def _checked(path: Path) -> Path:
+def check_video(video: Any) -> None:
+    """Raises UserError, which begins with what was given, unless it is the path of a file."""
+    text = str(video)
+    if isinstance(video, int):
+        raise UserError(f"{text} {CAMERA}")
+    if not isinstance(video, str | Path):
+        raise UserError(
+            f"a {type(video).__name__} is no video; predict takes one file, or the frames of one as a NumPy array"
+        )
+    try:
+        if not Path(text).is_file():
+            raise UserError(f"{text} {_what_it_is(text)}")
+    except OSError as error:
+        raise UserError(f"{text} cannot be read ({error.strerror}); give a video file") from error
+
+
+def _what_it_is(video: str) -> str:
+    """Of what is no file, with what to do."""
+    if re.fullmatch(r"(camera:)?\d+|camera:.*|/dev/video\d+", video):
+        return CAMERA
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", video):
+        return "is an address; predict takes a file on this machine: save the video to one first"
+    if video and Path(video).is_dir():
+        return "is a folder; predict takes one video file: give one that is in it"
+    several = re.split(r"[\s,;]+", video)
+    if len(several) > 1 and all(Path(each).is_file() for each in several):
+        return f"is a list of {len(several)} files; predict takes one: call it once for each"
+    if glob.has_magic(video):
+        found = sorted(glob.glob(video))  # noqa: PTH207 - of any folder
+        matches = f"{len(found)} files, such as {found[0]}" if found else "no file"
+        return f"is a pattern that matches {matches}; predict takes one video file: give its name"
+    return "is not a file; give a video file"
+
+
+def _named(path: Path) -> Path:
     """The absolute path of a file whose name a cache can hold. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give a video file")
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:

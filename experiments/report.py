@@ -149,7 +149,7 @@ def make_report(runs: list[EvaluatedRun], videos: Path | None, output: Path, lim
     """
     output.mkdir(parents=True, exist_ok=True)
     (output / "index.html").unlink(missing_ok=True)
-    for old in output.glob("overlays/run*/?????.mp4"):
+    for old in output.glob("overlays/run*/?????.mp4*"):  # and what a killed one left of them
         old.unlink()
     names = sorted(runs[0].predictions)
     galleries = [run.galleries(limit) for run in runs]

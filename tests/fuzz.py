@@ -195,7 +195,7 @@ def _structure(path: Path, rng: random.Random) -> None:
 
     with h5py.File(path, "r+") as file:
         name, kind = rng.choice(("features", "videos", "rejects")), rng.randrange(9)
-        shape, dtype = file[name].shape, file[name].dtype
+        shape = file[name].shape
         if kind == 0:
             del file[name]
             file[name] = h5py.ExternalLink("/etc/hostname", "/")
@@ -226,7 +226,7 @@ def _structure(path: Path, rng: random.Random) -> None:
             del file[name]
         else:
             del file[name]
-            file.create_dataset(name, data=np.zeros(rng.choice(((0,), (3, 3), shape)), rng.choice(("f4", "i8", dtype))))
+            file.create_dataset(name, data=np.zeros(rng.choice(((0,), (3, 3), shape)), rng.choice(("f4", "f2", "i8"))))
     data = path.read_bytes()
     path.write_bytes(_head(path) + data[512:])
 

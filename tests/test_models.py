@@ -15,9 +15,10 @@ import pytest
 
 from action_attention.errors import UserError
 from action_attention.loss import losses
+from action_attention.model_file import WEIGHTS, load_keras
 from action_attention.models import build_model
 from action_attention.models.conv_alstm import CONV_HEAD_FILTERS
-from action_attention.models.upgrade import MOVES, WEIGHTS, load_keras
+from action_attention.models.upgrade import MOVES
 from action_attention.registry import find_model, model_names
 
 MODEL_NAMES = model_names()
@@ -192,7 +193,7 @@ def test_an_unknown_setting_is_refused_with_the_known_ones():
         ("alstm", {"wings": 2}, "alstm has no setting wings"),
         ("alstm", {"dropout": 1.5}, r"dropout must be a number at least 0, at most 1\. Received: 1\.5"),
         ("alstm", {"dropout": float("nan")}, "dropout must be a number at least 0, at most 1. Received: nan"),
-        ("alstm", {"cells": True}, "cells must be a whole number at least 1. Received: True"),
+        ("alstm", {"cells": True}, "cells must be a whole number at least 1, at most 16. Received: True"),
         ("conv_alstm", {"rescale": 1}, "rescale must be true or false. Received: 1"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -16,11 +17,13 @@ from conftest import small_network, write_video
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
-from action_attention.metrics import rank_classes
+from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.registry import Config
 from action_attention.runs import Run
 from action_attention.training import train
-from data_prep.recognizer import Recognizer
+from data_prep import recognizer as recognizer_module
+from data_prep.recognizer import Recognizer, Result, check_video
+from experiments import predict
 
 ROOT = Path(__file__).parents[1]
 ODD_NAME = '#&()!\'+ "größe" %d $HOME $(error x);`x`.avi'
@@ -80,6 +83,70 @@ def test_a_file_that_cannot_be_decoded_is_named_and_leaves_nothing(run_dir, vide
     with pytest.raises(UserError, match=r"nod/junk\.avi cannot be used \(cannot be opened as a video\); give"):
         recognizer.predict(videos / "nod" / "junk.avi", scratch=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_anywhere_is_read_where_it_is(run_dir, tmp_path, monkeypatch):
+    """Below a folder, above it, or where no folder is above it; a run's folder, which holds no links, is for scratch."""
+    recognizer = Recognizer(Run.open(run_dir), network=small_network())
+    write_video(tmp_path / "in" / "clip.avi", 12)
+    monkeypatch.chdir(tmp_path / "in")
+    opened, links = [], []
+    extract = recognizer_module.extract
+
+    def watch(videos, *arguments, names, **settings):
+        opened.append((videos / names[0]).resolve())
+        links.extend(path for path in run_dir.rglob("*") if path.is_symlink())
+        return extract(videos, *arguments, names=names, **settings)
+
+    monkeypatch.setattr(recognizer_module, "extract", watch)
+    for path, name in (("clip.avi", "in/clip.avi"), ("../in/clip.avi", "in/clip.avi")):
+        assert recognizer.predict(path, scratch=run_dir).prediction.name == name
+    Path("clip.avi").rename("../clip.avi")
+    assert recognizer.predict("../clip.avi", scratch=run_dir).prediction.name == "video/clip.avi"
+    assert opened == [tmp_path / "in" / "clip.avi"] * 2 + [tmp_path / "clip.avi"]
+    assert not links
+    with pytest.raises(UserError, match="/proc/version cannot be used"):  # whose folder is in the topmost one
+        recognizer.predict("/proc/version")
+
+
+@pytest.mark.parametrize(
+    ("video", "sentence"),
+    [
+        ("{}", "{} is a folder; predict takes one video file: give one that is in it"),
+        ("camera:0", "camera:0 is a camera; predict takes a video file: record one with it first"),
+        ("0", "0 is a camera; predict takes a video file: record one with it first"),
+        (0, "0 is a camera; predict takes a video file: record one with it first"),
+        ("rtsp://a/b", "rtsp://a/b is an address; predict takes a file on this machine: save the video to one first"),
+        ("{}/*.mp4", "{}/*.mp4 is a pattern that matches no file; predict takes one video file: give its name"),
+        ("{}/*.avi", "{}/*.avi is a pattern that matches 2 files, such as {}/a.avi; predict takes one video file: "
+         "give its name"),
+        ("{}/a.avi {}/b.avi", "{}/a.avi {}/b.avi is a list of 2 files; predict takes one: call it once for each"),
+        (["a.avi"], "a list is no video; predict takes one file, or the frames of one as a NumPy array"),
+        ("{}/c.avi", "{}/c.avi is not a file; give a video file"),
+        ("x" * 256, "x" * 256 + " cannot be read (File name too long); give a video file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_is_told_what_it_is_and_what_predict_takes(tmp_path, video, sentence):
+    for name in ("a.avi", "b.avi"):
+        (tmp_path / name).touch()
+    place = str(tmp_path)
+    with pytest.raises(UserError) as raised:
+        check_video(video.replace("{}", place) if isinstance(video, str) else video)
+    assert str(raised.value) == sentence.replace("{}", place)
+
+
+def test_the_json_of_a_long_video_is_written_frame_by_frame(tmp_path):
+    frames, rng = 4_000, np.random.default_rng(0)
+    said = VideoPrediction("a/b", None, rng.random((frames, 3)), rng.dirichlet(np.ones(49), frames).reshape(-1, 7, 7))
+    times = [number / 15 for number in range(frames)]
+    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: (), times=times)
+    tracemalloc.start()
+    predict._write_frames(tmp_path / "said.json", {"video": "b"}, result)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "said.json").stat().st_size > 2e6 > 10 * peak
+    written = json.loads((tmp_path / "said.json").read_text())["frames"]
+    assert [frame["time"] for frame in written] == [round(time, 3) for time in times]
 
 
 def run_make(folder, **variables):
@@ -143,6 +210,7 @@ def test_make_predict_of_a_file_with_every_punctuation_in_its_name(run_dir, tmp_
     ("video", "arguments", "sentence"),
     [
         ("absent.avi", "", "--video={}/absent.avi is not a file; give a video file"),
+        ("", "", "--video={}/ is a folder; predict takes one video file: give one that is in it"),
         ("junk.avi", "--label=fly", "the model knows no class fly; its classes are leap, nod, spin"),
     ],
 )
@@ -153,6 +221,15 @@ def test_a_mistake_ends_with_one_sentence_and_no_traceback(run_dir, tmp_path, vi
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert sentence.format(tmp_path) in line
     assert "Traceback" not in done.stderr
+
+
+def test_the_json_can_be_left_out(run_dir, tmp_path):
+    write_video(tmp_path / "clip.avi", 12)
+    done = run_make(tmp_path, VIDEO=tmp_path / "clip.avi", RUN_DIR=run_dir, OUTPUT=tmp_path / "out", ARGS="--nojson")
+    assert done.returncode == 0, done.stderr
+    names = ["clip_prediction.gif", "clip_prediction.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert "json" not in done.stdout
 
 
 def test_make_predict_asks_for_the_video():

@@ -35,9 +35,9 @@ class ModelSettings(Settings):
 class RecurrentSettings(ModelSettings):
     """Settings of every model with a memory."""
 
-    lstm_units: int = setting(512, "LSTM units or ConvLSTM filters, U", low=1, search=(64, 128, 256, 512))
+    lstm_units: int = setting(512, "LSTM units or ConvLSTM filters, U", low=1, high=65536, search=(64, 128, 256, 512))
     cells: int = setting(
-        1, "recurrent cells on top of each other; the attention reads the uppermost", low=1, search=(1, 2, 3)
+        1, "recurrent cells on top of each other; the attention reads the uppermost", low=1, high=16, search=(1, 2, 3)
     )
 
 

@@ -1,16 +1,9 @@
-"""Reads model files, those of version 0.1 too, whose weights stand under other names. Nothing in a file is run."""
+"""Weights of version 0.1, which stand under other names in their files."""
 
-import io
-import json
 import re
-import tempfile
-import zipfile
-from pathlib import Path
+from typing import Any
 
-import h5py
-import keras
-
-WEIGHTS, OLD_MODULE = "model.weights.h5", "action_attention.models"
+OLD_MODULE = "action_attention.models"  # of all models, in a file's config.json
 # Old place -> new place, {n} one more than the old number (none is 0) times a step, {cell} by the ablation.
 MOVES = (
     ("core/(from_frame|from_hidden|to_scores)", "core/attention/{0}", 0),
@@ -27,28 +20,14 @@ MOVES = (
 )
 
 
-def load_keras(path: Path) -> keras.Model:
-    """A model of a `.keras` file, not compiled. Raises whatever Keras and its parts raise if it cannot be read."""
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-        if config.get("module") != OLD_MODULE:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        members = {name: archive.read(name) for name in archive.namelist()}
-    cell = "forgetful_lstm_cell" if config["config"].get("ablate") == "carry" else "lstm_cell"
-    weights = io.BytesIO(members[WEIGHTS])
-    with h5py.File(weights, "r+") as file:
-        places: list[str] = []
-        file.visit(places.append)
-        for place in places:
-            if moved := new_place(place, cell):
-                file.move(place, moved)
-    members[WEIGHTS] = weights.getvalue()
-    with tempfile.TemporaryDirectory() as folder:
-        renamed = Path(folder) / "model.keras"
-        with zipfile.ZipFile(renamed, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-        return keras.saving.load_model(renamed, compile=False, safe_mode=True)
+def move_weights(file: Any, config: dict[str, Any]) -> None:
+    """Puts the weights in an open HDF5 file of a model with that config where they stand now."""
+    cell = "forgetful_lstm_cell" if config.get("ablate") == "carry" else "lstm_cell"
+    places: list[str] = []
+    file.visit(places.append)
+    for place in places:
+        if moved := new_place(place, cell):
+            file.move(place, moved)
 
 
 def new_place(place: str, cell: str) -> str | None:

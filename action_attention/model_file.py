@@ -1,0 +1,99 @@
+"""Reads model files, those of version 0.1 too. Nothing in a file is run."""
+
+import io
+import math
+import tempfile
+import zipfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+from keras import ops
+
+from action_attention.files import check_plain
+from action_attention.memory import free_memory, weight_shapes
+from action_attention.models import ActionModel
+from action_attention.models.upgrade import OLD_MODULE, move_weights
+from action_attention.untrusted import check_arrays, check_stored, complaint, parse_json
+
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+MEMBERS = [CONFIG, "metadata.json", WEIGHTS]
+CONFIG_BYTES = 1 << 20
+# what config.json says of a model of ours
+ABOUT = {
+    "module": str,
+    "config": {"name": str, "classes": int, "dtype": (str, {"config": {"name": {"float32", "mixed_bfloat16"}}})},
+    "build_config": {"input_shape": {"features": [(int, None), (int, None), int, int, int]}},
+}
+
+
+def load_keras(path: Path) -> ActionModel:
+    """A model of a `.keras` file, not compiled. Raises what `ModelFile` raises if it cannot be read."""
+    return ModelFile(path).build()
+
+
+class ModelFile:
+    """A `.keras` file of a registered model. Keras reads its weights and nothing else, after it was seen what they are.
+
+    Attributes:
+        config: name, classes and settings of the model; empty if it is of another kind.
+
+    Raises ValueError, or whatever its parts raise, if it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        check_plain(path)
+        with zipfile.ZipFile(path) as archive:
+            check_stored(archive, path.stat().st_size)
+            if sorted(archive.namelist()) != MEMBERS:
+                raise ValueError(f"it does not hold {', '.join(MEMBERS)}")
+            if archive.getinfo(CONFIG).file_size > CONFIG_BYTES:
+                raise ValueError(f"its {CONFIG} is larger than {CONFIG_BYTES} bytes")
+            about = parse_json(archive.read(CONFIG).decode(), {"registered_name?": (str, None)})
+            self._weights = archive.read(WEIGHTS)
+        self.config: dict[str, Any] = {}
+        name = about.get("registered_name") or ""
+        self._model = keras.saving.get_registered_object(name)
+        if not (isinstance(self._model, type) and issubclass(self._model, ActionModel)):
+            if ">" in name:  # of somebody's own module
+                raise ValueError(f"there is no model {name} here")
+            return
+        if wrong := complaint(about, ABOUT):
+            raise ValueError(wrong)
+        self._config, self._cube_shape = about["config"], tuple(about["build_config"]["input_shape"]["features"][2:])
+        own = [field.name for field in fields(self._model.settings_class) if field.name in self._config]
+        settings = self._model.settings_class(**{name: self._config[name] for name in own})
+        self.config = {**asdict(settings), "name": self._config["name"], "classes": self._config["classes"]}
+        with io.BytesIO(self._weights) as content:
+            with h5py.File(content, "r+") as file:
+                self._numbers = check_arrays(file)
+                if about["module"] == OLD_MODULE:
+                    move_weights(file, self._config)
+            self._weights = content.getvalue()
+
+    def build(self) -> ActionModel:
+        """The model, not compiled. Raises ValueError, before it is made, if the file has too few weights for it."""
+        if not self.config:
+            raise ValueError("it is not a model that is registered here")
+        cube_shape = self._cube_shape
+        # the largest that a core makes of locations is the matrix of `locations.neighbourhoods`, as bool and as float32
+        if min(cube_shape) < 1 or 45 * math.prod(cube_shape[:2]) ** 2 > free_memory():
+            raise ValueError(f"it is for cubes {cube_shape}")
+        needed = sum(map(math.prod, weight_shapes(self._make, cube_shape)))
+        if needed > self._numbers:  # some files of version 0.1 hold more than they need
+            raise ValueError(f"its settings are those of {needed} weights, it holds {self._numbers}")
+        model = self._make()
+        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool")})
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / WEIGHTS
+            path.write_bytes(self._weights)
+            model.load_weights(path)
+        return model
+
+    def _make(self) -> ActionModel:
+        dtype = self._config["dtype"]
+        return self._model.from_config(
+            {**self._config, "dtype": dtype if isinstance(dtype, str) else dtype["config"]["name"]}
+        )
