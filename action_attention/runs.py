@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from action_attention.clips import class_names
-from action_attention.errors import UserError
+from action_attention.errors import UserError, remedy
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import check_name, check_plain, check_tree
 from action_attention.metrics import VideoPrediction
@@ -97,7 +97,8 @@ class Run:
         except UserError:
             raise
         except OSError as error:
-            raise UserError(f"{folder} holds no training run ({error}); make one with `make train`") from error
+            reason = error.strerror or str(error)
+            raise UserError(f"{folder} holds no training run ({reason}); make one with `make train`") from error
         except ValueError as error:
             raise UserError(f"{folder}: run.json or split.json is damaged ({error}); train again elsewhere") from error
         if schema > SCHEMA_VERSION:
@@ -272,9 +273,10 @@ class Run:
             # TensorFlow says it in several lines, the first after the name of an operation in braces
             lines = [error.strerror or ""] if isinstance(error, OSError) else error.message.splitlines()
             reason = (lines or [type(error).__name__])[0].split("}} ")[-1]
+            mend = remedy(error) if isinstance(error, OSError) else "make room"
             raise UserError(
-                f"{self.folder} cannot be written to ({reason}); what it holds of the epochs before is whole: make "
-                "room, then the same command with --resume goes on"
+                f"{self.folder} cannot be written to ({reason}); what it holds of the epochs before is whole: {mend}, "
+                "then the same command with --resume goes on"
             ) from error
 
 

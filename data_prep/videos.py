@@ -94,7 +94,7 @@ class VideoReader:
         try:  # absolute: a name alone may look like a protocol's
             self._container = av.open(str(self.path.absolute()), container_options=OPTIONS, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnusableVideoError(f"cannot be opened as a video ({_reason(error)})") from error
+            raise UnusableVideoError(f"cannot be opened as a video: {_reason(error)}") from error
         try:
             self._stream = _moving_pictures(self._container)
         except UnusableVideoError:
@@ -140,7 +140,7 @@ class VideoReader:
         finally:
             self._container.close()
         if not info.sampled_frames:
-            why = f" ({self._failure})" if self._failure else ""
+            why = f": {self._failure}" if self._failure else ""
             raise UnusableVideoError(f"no frame of its {self._stream.codec.name} stream could be decoded{why}")
         if not self._stream.frames and info.duration * info.fps >= 0.9 * info.announced_frames:
             info.announced_frames = self._packets  # of a variable rate: the announced one times the duration is not it
@@ -241,7 +241,7 @@ def passed_over(root: Path) -> dict[str, str]:
 
     found = {}
     for top in root.iterdir():
-        tree = os.walk(top, onerror=refuse) if top.is_dir() else [(root, [], [top.name])]
+        tree = os.walk(top, onerror=refuse) if top.is_dir() else [(str(root), [], [top.name])]
         for folder, _, files in tree:
             in_class = Path(folder) == top
             for path in (Path(folder) / name for name in files if not name.startswith(".")):

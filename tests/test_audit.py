@@ -64,7 +64,8 @@ def test_everything_that_is_wrong_is_found_and_nothing_else(dataset):
     assert found["films_on_both_sides"] == {"Film7": [1, 1]}
     assert found["too_short"] == {"wave/Trimmed_wave_0.avi": 9}
     assert found["classes"] == {"nod": {"test": 1, "validation": 1}, "wave": {"train": 8, "test": 4}}
-    assert found["unreadable"] == {"nod/Junk_nod_0.avi": "cannot be opened as a video (Invalid data found when processing input)"}
+    reason = "cannot be opened as a video: Invalid data found when processing input"
+    assert found["unreadable"] == {"nod/Junk_nod_0.avi": reason}
     assert (found["missing"], found["unlisted"]) == (["nod/absent_nod_0.avi"], ["nod/Extra_nod_0.avi"])
     assert found["unused"] == 1
     said = summary(json.loads(json.dumps(found))).splitlines()

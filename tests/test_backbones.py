@@ -206,7 +206,7 @@ def test_a_registered_backbone_must_call_itself_so(monkeypatch):
 
     @register_backbone("tiny")
     def build(weights, precision):
-        return Backbone(weights, None, "none", weights, "0" * 64, precision)
+        return Backbone(weights, keras.Sequential(), "none", weights, "0" * 64, precision)
 
     assert build_backbone("TINY", "Tiny map").name == "Tiny map"
     with pytest.raises(UserError, match=r"the backbone tiny calls itself 'other map'; .*, so it must be tiny"):

@@ -174,8 +174,9 @@ def test_a_long_file_may_be_read_for_longer_than_a_frame_may_take(tmp_path, monk
     """Its checksum comes first; `WAIT` says that it is still being read."""
     write_video(tmp_path / "a.avi", 8)
     code = (
-        "import sys, time\nimport data_prep.decoder as d\nreads = d.file_sha256\n"
-        "def slow(path, on_block):\n    for _ in range(8):\n        time.sleep(0.3)\n        on_block()\n    return 'x'\n"
+        "import sys, time\nimport data_prep.decoder as d\n"
+        "def slow(path, on_block):\n    for _ in range(8):\n        time.sleep(0.3)\n        on_block()\n"
+        "    return 'x'\n"
         "d.file_sha256 = slow\nd.main()"
     )
     popen = subprocess.Popen

@@ -48,7 +48,7 @@ def test_every_frame_of_every_video_is_in_the_cache_once(cache, videos, network)
 
 
 def test_a_file_that_is_no_video_is_rejected_by_name_and_reason(cache, cache_folder):
-    reason = "cannot be opened as a video (Invalid data found when processing input)"
+    reason = "cannot be opened as a video: Invalid data found when processing input"
     assert json.loads((cache_folder / "rejects.json").read_text()) == {"nod/junk.avi": reason}
     assert cache.rejects.keys() == {"nod/junk.avi"}
     assert len(cache.videos) == 12

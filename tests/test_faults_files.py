@@ -18,10 +18,11 @@ import h5py
 import numpy as np
 import pytest
 
-from action_attention import evaluation
+from action_attention import evaluation, model_file, training
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, predict_videos
 from action_attention.features import FeatureCache
+from action_attention.memory import weight_shapes
 from action_attention.runs import Run
 from action_attention.training import train
 from data_prep.splits import make_split, make_tags, read_lists
@@ -381,15 +382,23 @@ def test_any_value_in_the_files_of_a_run(run_dir, cache_folder, split, tmp_path,
     """Each value of each JSON document, one at a time, becomes each of `VALUES`: it works, or it is one sentence."""
     cache, folder = FeatureCache(cache_folder), tmp_path / "run"
     shutil.copytree(run_dir, folder)
-    whole, predicted, worked, refused, wrong = tree(folder), {}, 0, 0, []
+    whole, known, worked, refused, wrong = tree(folder), {}, 0, 0, []
 
-    def predict(model, clips, batch_size):  # the same for the same videos, which is what takes the time
-        if (key := tuple(clips.videos)) not in predicted:
-            predicted[key] = predict_videos(model, clips, batch_size)
-        return predicted[key]
+    def once(call, key):
+        """What takes the time and is the same for the same videos, or cubes: it is done once for each."""
 
-    monkeypatch.setattr(evaluation, "predict_videos", predict)
+        def kept(*arguments):
+            of = call, key(*arguments)
+            if of not in known:
+                known[of] = call(*arguments)
+            return known[of]
+
+        return kept
+
+    monkeypatch.setattr(evaluation, "predict_videos", once(predict_videos, lambda _, clips, __: tuple(clips.videos)))
     monkeypatch.setattr(evaluation, "confusion_png", lambda *_: b"")
+    for module in (training, model_file):
+        monkeypatch.setattr(module, "weight_shapes", once(weight_shapes, lambda _, cube_shape: cube_shape))
     readers = readers_of(folder, cache, split, tmp_path / "report")
 
     def works(name, content):
@@ -414,10 +423,10 @@ def test_any_value_in_the_files_of_a_run(run_dir, cache_folder, split, tmp_path,
         assert works(name, as_file(document))
         for place in hostile.each_value(document):
             for value in VALUES:
-                known = len(wrong)
+                before = len(wrong)
                 ended = works(name, as_file(hostile.with_value(document, place, value)))
                 worked, refused = worked + ended, refused + (not ended)
-                wrong[known:] = [(name, place, value, *each) for each in wrong[known:]]
+                wrong[before:] = [(name, place, value, *each) for each in wrong[before:]]
     cache.close()
     assert wrong == []
     assert refused > 500

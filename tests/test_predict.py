@@ -80,13 +80,13 @@ def test_a_run_with_other_weights_is_refused(run_dir, tmp_path):
 
 def test_a_file_that_cannot_be_decoded_is_named_and_leaves_nothing(run_dir, videos, tmp_path):
     recognizer = Recognizer(Run.open(run_dir), network=small_network())
-    with pytest.raises(UserError, match=r"nod/junk\.avi cannot be used \(cannot be opened as a video\); give"):
+    with pytest.raises(UserError, match=r"junk\.avi cannot be used \(cannot be opened as a video: Invalid .*\); give"):
         recognizer.predict(videos / "nod" / "junk.avi", scratch=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_anywhere_is_read_where_it_is(run_dir, tmp_path, monkeypatch):
-    """Below a folder, above it, or where no folder is above it; a run's folder, which holds no links, is for scratch."""
+    """Below this folder, above it, or where none is above it; scratch may be a run's folder, which holds no links."""
     recognizer = Recognizer(Run.open(run_dir), network=small_network())
     write_video(tmp_path / "in" / "clip.avi", 12)
     monkeypatch.chdir(tmp_path / "in")
@@ -210,7 +210,6 @@ def test_make_predict_of_a_file_with_every_punctuation_in_its_name(run_dir, tmp_
     ("video", "arguments", "sentence"),
     [
         ("absent.avi", "", "--video={}/absent.avi is not a file; give a video file"),
-        ("", "", "--video={}/ is a folder; predict takes one video file: give one that is in it"),
         ("junk.avi", "--label=fly", "the model knows no class fly; its classes are leap, nod, spin"),
     ],
 )
@@ -229,7 +228,7 @@ def test_the_json_can_be_left_out(run_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     names = ["clip_prediction.gif", "clip_prediction.mp4"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert "json" not in done.stdout
+    assert ".json" not in done.stdout
 
 
 def test_make_predict_asks_for_the_video():
