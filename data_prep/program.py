@@ -25,6 +25,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: 
             main()
         except (UserError, OSError) as error:
             _fail(str(error))
+        except MemoryError:
+            _fail("memory ran out; end other programs, or give it less to do at a time")
         except KeyboardInterrupt:
             print(f"\nstopped; {after_stop}".rstrip("; "), file=sys.stderr)
             sys.exit(130)

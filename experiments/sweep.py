@@ -11,7 +11,6 @@ that is best. A trial whose first fold lags behind the median is stopped early.
 `experiments.train --flagfile`, with all training videos) and `logs` (TensorBoard's HParams).
 """
 
-import fcntl
 import multiprocessing
 import os
 import shutil
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
+from action_attention.files import locked
 from action_attention.registry import Config, find_model, import_modules
 from action_attention.runs import Run
 from action_attention.settings import LogRange
@@ -304,11 +304,7 @@ def main() -> None:
     identity = {"model": args.model, "features": cache.fingerprint, "split": about["split"], "folds": len(folds)}
     identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": list(sweep.space)}
     cache.close()
-    with (output / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another sweep is at work in {output}; wait, or give another --output") from None
+    with locked(output, f"another sweep is at work in {output}; wait, or give another --output"):
         study = open_study(sweep, identity)
         search(sweep, study, args.trials, args.workers)
     if not (output / "best.flags").exists():

@@ -13,7 +13,8 @@ from absl import flags
 from action_attention.errors import UserError
 from action_attention.metrics import mean_interval95
 from action_attention.registry import defaults
-from action_attention.runs import Run
+from action_attention.runs import METRICS, OF_FRAMES, Run
+from action_attention.untrusted import read_json
 from data_prep import program
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
@@ -21,6 +22,11 @@ RANDOM_WEIGHTS = "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing."
 TUTORIAL = "TUTORIAL PROTOCOL: chosen on test videos"
 COLUMNS = ("video_top5", "clip_top1", "frame_top1", "macro_f1")
 UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row does not name beside its model
+# what --output writes of a run, as `untrusted.complaint` takes it
+RESULT = {
+    **METRICS, **dict.fromkeys(OF_FRAMES, (float, None)), "config": {}, "seconds": float,
+    **dict.fromkeys(("best_epoch", "epochs"), (int, None)),
+}  # fmt: skip
 
 
 def read_result(run_dir: Path, subset: str = "test") -> dict:
@@ -34,6 +40,14 @@ def read_result(run_dir: Path, subset: str = "test") -> dict:
     config = {key: value for key, value in run.about["config"].items() if key not in ("seed", "model")}
     about = {key: run.about[key] for key in ("epochs", "seconds", "git", "versions")}
     return {**metrics, "config": config, "best_epoch": run.about["best"]["epoch"], **about}
+
+
+def read_results(path: Path) -> list[dict]:
+    """What `--output` wrote. Raises UserError if the file is not that."""
+    try:
+        return read_json(path, [RESULT])
+    except ValueError as error:
+        raise UserError(f"{path} is not what --output of this program wrote ({error}); write it again") from error
 
 
 def markdown(results: list[dict]) -> str:
@@ -185,7 +199,7 @@ def main() -> None:
     args = flags.FLAGS
     if not args.run_dir and not args.results:
         raise UserError("give at least one --run_dir or --results")
-    results = [result for file in args.results for result in json.loads(Path(file).read_text())]
+    results = [result for file in args.results for result in read_results(Path(file))]
     results += [read_result(Path(folder), args.subset) for folder in args.run_dir]
     if args.output:
         lines = ",\n".join(map(json.dumps, results))  # a line for each run

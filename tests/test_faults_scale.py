@@ -160,19 +160,20 @@ def film(path, frames):
 def test_long_videos_take_no_more_memory(run_dir, tmp_path, fault):
     """Of each frame stay its probabilities and its map; while they are made, at most five times so many float64.
 
-    That is 2 kB here; a resized frame takes 150 kB, a cube 50 kB, a drawn frame 600 kB.
+    That is 2 kB here; a resized frame takes 150 kB, a cube 50 kB, a drawn frame 600 kB. Batches that TensorFlow holds,
+    and what the allocator keeps of them, differ by 100 MB from one call to the next.
     """
     short, long = (film(tmp_path / f"{frames}.mp4", frames) for frames in (9_000, 27_000))
     (frames, seconds, peak), (more_frames, more_seconds, more_peak) = run_in_tests(PREDICTS, run_dir, short, long)
     assert (frames, more_frames) == (9_000, 27_000)
-    bound = 64 * MB + 5 * 8 * (3 + 49) * (more_frames - frames)
+    bound = 256 * MB + 5 * 8 * (3 + 49) * (more_frames - frames)
     assert more_peak - peak < bound
     assert more_seconds / more_frames < 3 * seconds / frames  # so is the time, within what a busy machine varies
-    drawn = run_in_tests(DRAWS, *(film(tmp_path / f"{frames}.mp4", frames) for frames in (300, 1_200)))
-    assert [frames for frames, _ in drawn] == [300, 1_200]
+    drawn = run_in_tests(DRAWS, *(film(tmp_path / f"{frames}.mp4", frames) for frames in (150, 600)))
+    assert [frames for frames, _ in drawn] == [150, 600]
     assert drawn[1][1] - drawn[0][1] < 64 * MB
     fault(
-        "A video of 30 minutes after one of 10 (predict); an overlay of 80 s after one of 20 s", 4,
+        "A video of 30 minutes after one of 10 (predict); an overlay of 40 s after one of 10 s", 4,
         f"memory grows by the answer only, less than {bound / 1e6:.0f} MB; time by the length",
         f"{(more_peak - peak) / 1e6:.0f} MB more, {1000 * seconds / frames:.1f} and "
         f"{1000 * more_seconds / more_frames:.1f} ms a frame; overlay {(drawn[1][1] - drawn[0][1]) / 1e6:.0f} MB more",

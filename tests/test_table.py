@@ -2,6 +2,7 @@
 
 import pytest
 
+from action_attention.errors import UserError
 from experiments import table
 
 
@@ -71,3 +72,10 @@ def test_differences_are_those_of_the_same_seed():
 def test_what_must_not_be_mistaken_is_labelled(change, label):
     assert label not in table.markdown([result(0, 0.5)])
     assert label in table.markdown([{**result(0, 0.5), **change}])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[" * 9000, '[{"model": "alstm"}]', "null"])
+def test_results_that_are_none_are_one_sentence(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json is not what --output of this program wrote \(.*\); write it again"):
+        table.read_results(tmp_path / "a.json")
