@@ -118,16 +118,17 @@ def test_files_anywhere_and_what_is_no_file(run_dir, network, tmp_path, monkeypa
 # Scale
 
 PREDICTS = """
-import json, resource, sys, time
+import json, os, resource, sys
 from pathlib import Path
 from conftest import small_network
 from action_attention.runs import Run
 from data_prep.recognizer import Recognizer
 recognizer = Recognizer(Run.open(Path(sys.argv[1])), network=small_network())
+worked = lambda: sum(os.times()[:4])  # its own seconds of processor time and the decoder's: a busy machine adds none
 for path in sys.argv[2:]:
-    started = time.monotonic()
+    started = worked()
     frames = len(recognizer.predict(path).probabilities)
-    print(json.dumps([frames, time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+    print(json.dumps([frames, worked() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 DRAWS = """
 import json, resource, sys
@@ -168,7 +169,7 @@ def test_long_videos_take_no_more_memory(run_dir, tmp_path, fault):
     assert (frames, more_frames) == (9_000, 27_000)
     bound = 256 * MB + 5 * 8 * (3 + 49) * (more_frames - frames)
     assert more_peak - peak < bound
-    assert more_seconds / more_frames < 3 * seconds / frames  # so is the time, within what a busy machine varies
+    assert more_seconds / more_frames < 2 * seconds / frames
     drawn = run_in_tests(DRAWS, *(film(tmp_path / f"{frames}.mp4", frames) for frames in (150, 600)))
     assert [frames for frames, _ in drawn] == [150, 600]
     assert drawn[1][1] - drawn[0][1] < 64 * MB
@@ -176,7 +177,7 @@ def test_long_videos_take_no_more_memory(run_dir, tmp_path, fault):
         "A video of 30 minutes after one of 10 (predict); an overlay of 40 s after one of 10 s", 4,
         f"memory grows by the answer only, less than {bound / 1e6:.0f} MB; time by the length",
         f"{(more_peak - peak) / 1e6:.0f} MB more, {1000 * seconds / frames:.1f} and "
-        f"{1000 * more_seconds / more_frames:.1f} ms a frame; overlay {(drawn[1][1] - drawn[0][1]) / 1e6:.0f} MB more",
+        f"{1000 * more_seconds / more_frames:.1f} ms of a core a frame; overlay {(drawn[1][1] - drawn[0][1]) / 1e6:.0f} MB more",
     )  # fmt: skip
 
 
