@@ -107,7 +107,7 @@ class ShardWriter:
         # an append may write a chunk anew elsewhere, since it was not full, and one more that will not be full
         self._reserve = max(RESERVED_BYTES, 3 * CHUNK_FRAMES * 2 * math.prod(cube_shape))
         self._videos, self._rejects, self._remarks = list[tuple](), list[tuple](), list[tuple]()
-        self._hashes, self._sha256 = np.zeros((0, HASH_BYTES), np.uint8), hashlib.sha256()
+        self._hashes, self._sha256 = list[np.ndarray](), hashlib.sha256()
         with self._writing():
             self._file = h5py.File(self._part, "w", userblock_size=HEAD_BYTES)
             self._file.attrs.update({"schema_version": SCHEMA_VERSION} | settings)
@@ -136,7 +136,7 @@ class ShardWriter:
             self._features[rows:] = cubes
         self._sha256.update(cubes.data)
         if hashes is not None:
-            self._hashes = np.concatenate([self._hashes, hashes])
+            self._hashes.append(hashes)
 
     def add_video(self, video: Video, remarks: Iterable[str] = ()) -> None:
         """The frames since the last video are this one's, which says its `first_row` here whatever it said before."""
@@ -151,16 +151,19 @@ class ShardWriter:
         if rows < self.rows:
             with self._writing():
                 self._features.resize(rows, axis=0)
-            self._hashes, self._sha256 = self._hashes[:rows], sha256.copy()
+            self._sha256 = sha256.copy()
+            if self._hashes:
+                self._hashes = [np.concatenate(self._hashes)[:rows]]
 
     def commit(self) -> None:
-        with self._writing(1024 * len(self._videos + self._rejects + self._remarks) + self._hashes.nbytes):
+        hashes = np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *self._hashes])
+        with self._writing(1024 * len(self._videos + self._rejects + self._remarks) + hashes.nbytes):
             self._file.attrs["features_sha256"] = self._sha256.hexdigest()
             self._file["videos"] = np.array(self._videos, VIDEO_FIELDS)
             self._file["rejects"] = np.array(self._rejects, REASON_FIELDS)
             self._file["remarks"] = np.array(self._remarks, REASON_FIELDS)
-            if len(self._hashes) == self.rows:
-                self._file["hashes"] = self._hashes
+            if len(hashes) == self.rows:
+                self._file["hashes"] = hashes
             self._file.flush()
             size = self._file.id.get_filesize()
             self._file.close()

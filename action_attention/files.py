@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from action_attention.errors import UserError
@@ -34,7 +34,7 @@ def check_tree(folder: Path) -> None:
     """Raises UserError if there is anything but plain files and folders: through a link, others would be written to."""
     folders = [folder]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:  # others may remove what they had there
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))

@@ -173,11 +173,12 @@ def test_long_videos_take_no_more_memory(run_dir, tmp_path, fault):
     drawn = run_in_tests(DRAWS, *(film(tmp_path / f"{frames}.mp4", frames) for frames in (150, 600)))
     assert [frames for frames, _ in drawn] == [150, 600]
     assert drawn[1][1] - drawn[0][1] < 64 * MB
+    before, after = 1000 * seconds / frames, 1000 * more_seconds / more_frames
     fault(
         "A video of 30 minutes after one of 10 (predict); an overlay of 40 s after one of 10 s", 4,
         f"memory grows by the answer only, less than {bound / 1e6:.0f} MB; time by the length",
-        f"{(more_peak - peak) / 1e6:.0f} MB more, {1000 * seconds / frames:.1f} and "
-        f"{1000 * more_seconds / more_frames:.1f} ms of a core a frame; overlay {(drawn[1][1] - drawn[0][1]) / 1e6:.0f} MB more",
+        f"{(more_peak - peak) / 1e6:.0f} MB more, {before:.1f} and {after:.1f} ms of a core a frame; overlay "
+        f"{(drawn[1][1] - drawn[0][1]) / 1e6:.0f} MB more",
     )  # fmt: skip
 
 
