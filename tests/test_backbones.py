@@ -150,6 +150,7 @@ def test_a_network_of_keras_applications_is_keras_own_with_its_preprocessing(tmp
     assert network.weights_sha256 == weights_sha256(trunk.get_weights())
 
 
+@pytest.mark.slow
 def test_random_cubes_of_a_deep_network_are_numbers_and_the_same_every_time():
     """ResNet50's residuals add up to more than float16 holds where batch normalization has learned nothing."""
     first, second = build_backbone("ResNet50", "random"), build_backbone("ResNet50", "random")

@@ -413,7 +413,7 @@ def test_a_backbone_of_ones_own_goes_through_to_clips_in_its_own_shapes(tmp_path
     cache.close()
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "MobileNet"])
+@pytest.mark.parametrize("backbone", ["vgg16", pytest.param("MobileNet", marks=pytest.mark.slow)])
 def test_random_weights_stand_in_only_where_imagenets_cannot_be_had(tmp_path, backbone):
     """Without a network: in a process that cannot download, with and without the flag, and with a wrong name."""
     write_video(tmp_path / "videos" / "wave" / "a.avi", 2)

@@ -175,6 +175,7 @@ def run_make(folder, **variables):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_make_predict_of_a_file_with_every_punctuation_in_its_name(run_dir, tmp_path):
     video = tmp_path / "my videos" / ODD_NAME
     write_video(video, 40, 25.0)

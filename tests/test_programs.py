@@ -121,7 +121,14 @@ def test_a_mistake_ends_with_one_sentence_and_no_traceback(module, arguments, se
 
 
 @pytest.mark.parametrize(
-    "flag", ["--dropout=1.5", "--channel_dropout=-0.1", "--learning_rate=-1", "--batch_size=0", "--epochs=0"]
+    "flag",
+    [
+        "--dropout=1.5",
+        *(
+            pytest.param(flag, marks=pytest.mark.slow)
+            for flag in ("--channel_dropout=-0.1", "--learning_rate=-1", "--batch_size=0", "--epochs=0")
+        ),
+    ],
 )
 def test_a_hyper_parameter_out_of_its_range_is_refused_by_its_name(flag, tmp_path):
     done = run("experiments.train", f"--features={tmp_path}", f"--run_dir={tmp_path / 'run'}", flag)
@@ -131,6 +138,7 @@ def test_a_hyper_parameter_out_of_its_range_is_refused_by_its_name(flag, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_lists_that_name_videos_the_cache_lacks_are_refused_unless_allowed(cache_folder, tmp_path):
     lines = [f"film{film}_nod_f_nm_1.avi {1 + film % 2} \n" for film in range(6)]
     (tmp_path / "nod_test_split1.txt").write_text("".join(lines))

@@ -89,6 +89,7 @@ def test_only_a_split_without_test_videos_can_be_had_from_a_cache_without_them(c
         choose_split(cache, tmp_path, 1, made_in=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_half_trial_counts_nowhere_and_its_ticket_is_given_out_again(cache_folder, tmp_path):
     sweep = a_sweep(cache_folder, tmp_path / "sweep")
     half = open_study(sweep, {}).ask()
