@@ -7,6 +7,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import data_prep.quiet  # noqa: F401, I001 - before Keras
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from action_attention.features import FeatureCache
 from data_prep.backbones import Backbone
 from data_prep.extract import extract
+from data_prep.splits import make_split, make_tags
 
 CLASSES = ("leap", "nod", "spin")
 # a folder for PYTHONPATH: the decoder's process fails for certain file names
@@ -39,10 +41,10 @@ def write_video(path: Path, frames: int = 40, fps: float = 30.0, seed: int = 0, 
     writer.release()
 
 
-def write_frames(path: Path, frames: np.ndarray, fps: float = 30.0) -> None:
-    """A lossless video of given frames, BGR uint8 `(n, height, width, 3)`."""
+def write_frames(path: Path, frames: Sequence[np.ndarray], fps: float = 30.0, codec: str = "FFV1") -> None:
+    """A video, lossless unless it has another codec, of given frames, each BGR uint8 `(height, width, 3)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), fps, frames.shape[2:0:-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, frames[0].shape[1::-1])
     for frame in frames:
         writer.write(frame)
     writer.release()
@@ -70,6 +72,16 @@ def encode(
                 frame.pts, frame.time_base = round(1000 * stamps[number]), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def mux_sound(container: av.container.OutputContainer, codec: str = "aac") -> None:
+    """A fifth of a second of silence."""
+    sound = container.add_stream(codec, rate=44100)
+    for _ in range(8):
+        samples = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        samples.sample_rate = 44100
+        container.mux(sound.encode(samples))
+    container.mux(sound.encode(None))
 
 
 def small_network() -> Backbone:
@@ -141,3 +153,10 @@ def cache(cache_folder):
     opened = FeatureCache(cache_folder)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def split(cache_folder):
+    cache = FeatureCache(cache_folder)
+    cache.close()
+    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)

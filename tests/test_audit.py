@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from conftest import write_frames
 
 from action_attention.errors import UserError
 from data_prep.audit import audit, summary
@@ -25,29 +26,20 @@ def film(seed: int, frames: int = 40) -> list[np.ndarray]:
     return pictures
 
 
-def write(path, pictures, fps=30.0, codec="MJPG"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = pictures[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (width, height))
-    for picture in pictures:
-        writer.write(picture)
-    writer.release()
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Eight scenes; of scene 0 there is an exact copy, of 1 to 4 altered ones, among the test videos."""
     root = tmp_path_factory.mktemp("audit") / "videos"
     for seed in range(8):
-        write(root / "wave" / f"Film{seed}_wave_0.avi", film(seed))
+        write_frames(root / "wave" / f"Film{seed}_wave_0.avi", film(seed))
     shutil.copy(root / "wave" / "Film0_wave_0.avi", root / "wave" / "Exact_wave_0.avi")
-    write(root / "wave" / "Encoded_wave_0.avi", film(1), codec="XVID")
-    write(root / "wave" / "Small_wave_0.avi", [cv2.resize(picture, (96, 64)) for picture in film(2)])
-    write(root / "wave" / "Trimmed_wave_0.avi", film(3)[7:25])
-    write(root / "nod" / "Slower_nod_0.avi", film(4), fps=25.0)
-    write(root / "nod" / "Film7_nod_0.avi", film(100))
+    write_frames(root / "wave" / "Encoded_wave_0.avi", film(1), codec="XVID")
+    write_frames(root / "wave" / "Small_wave_0.avi", [cv2.resize(picture, (96, 64)) for picture in film(2)])
+    write_frames(root / "wave" / "Trimmed_wave_0.avi", film(3)[7:25])
+    write_frames(root / "nod" / "Slower_nod_0.avi", film(4), fps=25.0)
+    write_frames(root / "nod" / "Film7_nod_0.avi", film(100))
     (root / "nod" / "Junk_nod_0.avi").write_text("no video")
-    write(root / "nod" / "Extra_nod_0.avi", film(101))
+    write_frames(root / "nod" / "Extra_nod_0.avi", film(101))
     tags = {f"wave/Film{seed}_wave_0.avi": TRAIN for seed in range(8)}
     tags |= {f"wave/{name}_wave_0.avi": TEST for name in ("Exact", "Encoded", "Small", "Trimmed")}
     tags |= {"nod/Slower_nod_0.avi": VALIDATION, "nod/Film7_nod_0.avi": TEST, "nod/Junk_nod_0.avi": TRAIN}

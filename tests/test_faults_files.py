@@ -25,11 +25,11 @@ from action_attention.features import FeatureCache
 from action_attention.memory import weight_shapes
 from action_attention.runs import Run
 from action_attention.training import train
-from data_prep.splits import make_split, make_tags, read_lists
+from data_prep.splits import read_lists
 from experiments import report, table
 from tests import hostile
 from tests.test_faults_training import fails_with_one_sentence, start, tree
-from tests.test_training import ABOUT, config, edit
+from tests.test_training import ABOUT, config, edit, make_run
 
 pytestmark = pytest.mark.slow
 
@@ -43,19 +43,10 @@ def one_sentence(error):
     return str(error)
 
 
-@pytest.fixture
-def split(cache):
-    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-
-
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, cache_folder):
+def run_dir(tmp_path_factory, cache_folder, split):
     """A run of softmax, evaluated, with an annotated actor."""
-    folder, cache = tmp_path_factory.mktemp("runs") / "run", FeatureCache(cache_folder)
-    split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-    train(config("softmax", epochs=1), cache, split, folder, about=ABOUT)
-    evaluate(folder, cache)
-    cache.close()
+    folder = make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1))
     metrics = json.loads((folder / "eval" / "test" / "metrics.json").read_text())
     aim = {"attention": 0.5, "attention_ci95": [0.4, 0.6], "uniform": 0.1, "centre": 0.2}
     counts = {"videos": 4, "frames": 9, "frames_without_annotation": 1, "without_annotation": []}

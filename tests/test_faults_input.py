@@ -33,14 +33,14 @@ from data_prep import hmdb51
 from data_prep.backbones import build_backbone
 from data_prep.hmdb51 import unpack
 from data_prep.recognizer import Recognizer
-from data_prep.splits import make_split, make_tags, read_lists
+from data_prep.splits import read_lists
 from experiments import options, report
 from tests import test_report
 from tests.conftest import CLASSES, write_video
 from tests.test_hmdb51 import pack, rar, tree
 from tests.test_programs import PACKAGES, dangerous_calls
 from tests.test_report import CHROMIUM, CHROMIUM_FLAGS
-from tests.test_training import ABOUT, config, edit, history_of
+from tests.test_training import ABOUT, config, edit, history_of, make_run
 
 pytestmark = pytest.mark.slow
 
@@ -48,19 +48,9 @@ ROOT = Path(__file__).parents[1]
 CUBE = (7, 7, 512)
 
 
-@pytest.fixture
-def split(cache):
-    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-
-
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, cache_folder):
-    folder, cache = tmp_path_factory.mktemp("runs") / "run", FeatureCache(cache_folder)
-    split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-    train(config(epochs=1), cache, split, folder, about=ABOUT)
-    evaluate(folder, cache)
-    cache.close()
-    return folder
+def run_dir(tmp_path_factory, cache_folder, split):
+    return make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config(epochs=1))
 
 
 # Wrong pairings

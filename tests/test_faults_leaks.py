@@ -11,6 +11,7 @@ from itertools import product
 import cv2
 import numpy as np
 import pytest
+from conftest import write_frames
 from test_groups import fake_cache, flipped, scenes
 
 from action_attention.errors import UserError
@@ -64,15 +65,6 @@ def brighter(pictures):
 DAMAGE = (undamaged, re_encoded, trimmed, slower, brighter)
 
 
-def write(path, pictures, fps, codec):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = pictures[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (width, height))
-    for picture in pictures:
-        writer.write(picture)
-    writer.release()
-
-
 def filmed(folder, damage, seed):
     """The 24 clips, every other one damaged: [(class, recording, number within it, frame hashes, sha256)]."""
     number, clips = Counter(), []
@@ -84,7 +76,7 @@ def filmed(folder, damage, seed):
             how = damage if number[who] % 2 else undamaged
             number[who] += 1
             path = folder / class_name / f"{who}{number[who]}.avi"
-            write(path, *how(pictures))
+            write_frames(path, *how(pictures))
             hashes = np.stack([frame_hash(frame) for frame in VideoReader(path, 15.0, 224)])
             clips.append((class_name, who, number[who], hashes, file_sha256(path)))
     return clips
@@ -219,7 +211,7 @@ def test_classes_of_one_two_and_three_videos(tmp_path, fault):
 
 def test_copies_under_other_names_and_in_other_classes(tmp_path, fault):
     tried = copied = 0
-    write(tmp_path / "one.avi", list(recording(1, CUT)), 30.0, "MJPG")
+    write_frames(tmp_path / "one.avi", list(recording(1, CUT)), 30.0, "MJPG")
     shutil.copy(tmp_path / "one.avi", tmp_path / "copy.avi")
     assert file_sha256(tmp_path / "one.avi") == file_sha256(tmp_path / "copy.avi")
     for copies, seed, hashed in product((1, 2, 4), range(3), (True, False)):

@@ -11,12 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from action_attention.evaluation import evaluate
-from action_attention.features import FeatureCache
-from action_attention.training import train
-from data_prep.splits import make_split, make_tags
 from tests.test_make import FLAGS, NEEDS, ODD, calls_of, checkout_in, interpreter, make, odd_values, setup, stopped
-from tests.test_training import ABOUT, config
+from tests.test_training import config, make_run
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +27,12 @@ def bare(tmp_path):
     return folder
 
 
-def test_variables_that_name_what_is_not_there(cache_folder, videos, tmp_path, monkeypatch, fault):
+def test_variables_that_name_what_is_not_there(cache_folder, videos, split, tmp_path, monkeypatch, fault):
     """The real programs, as a user starts them; `typo` is what is not there."""
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    cache, run_dir, typo = FeatureCache(cache_folder), tmp_path / "run", tmp_path / "typo"
-    train(config(epochs=1), cache, make_split(make_tags(sorted(cache.videos), 0), "source", 0), run_dir, about=ABOUT)
-    evaluate(run_dir, cache)
-    cache.close()
+    typo, run_dir = tmp_path / "typo", make_run(tmp_path / "run", cache_folder, split, config(epochs=1))
     run, data, new = {"RUN_DIR": run_dir}, {"FEATURES": cache_folder, "SPLITS": ""}, {"RUN_DIR": tmp_path / "new"}
     lists = tmp_path / "lists.csv"
     lists.write_text("video,subset\nnod/film0_nod_f_nm_1.avi,train\n")

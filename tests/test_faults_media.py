@@ -10,7 +10,7 @@ from contextlib import closing
 import av
 import numpy as np
 import pytest
-from conftest import encode, write_video
+from conftest import encode, mux_sound, write_video
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
@@ -173,12 +173,7 @@ def test_sound_art_and_codecs_without_a_decoder(tmp_path, fault):
     tried = 0
     for suffix in ("mp4", "mkv", "mov", "ts", "flv", "avi"):
         with av.open(str(tmp_path / f"sound.{suffix}"), "w") as container:
-            sound = container.add_stream("libmp3lame" if suffix in ("avi", "flv") else "aac", rate=44100)
-            for _ in range(8):
-                samples = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), "fltp", "stereo")
-                samples.sample_rate = 44100
-                container.mux(sound.encode(samples))
-            container.mux(sound.encode(None))
+            mux_sound(container, "libmp3lame" if suffix in ("avi", "flv") else "aac")
         with pytest.raises(UnusableVideoError, match="has no pictures, only sound"):
             VideoReader(tmp_path / f"sound.{suffix}", 15.0)
         tried += 1

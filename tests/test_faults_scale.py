@@ -22,19 +22,18 @@ from playwright.sync_api import sync_playwright
 
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
-from action_attention.features import FeatureCache, write_json
+from action_attention.features import write_json
 from action_attention.runs import Run
 from action_attention.training import new_model, train
 from data_prep.extract import extract
 from data_prep.recognizer import Recognizer
-from data_prep.splits import make_split, make_tags
 from experiments import report
 from tests import test_report
 from tests.test_faults_extraction import EXTRACT
 from tests.test_faults_training import arguments, assert_the_same_run, state_of, succeeds
 from tests.test_faults_training import tree as files_of
 from tests.test_report import CHROMIUM, CHROMIUM_FLAGS
-from tests.test_training import ABOUT, config, curves_of, history_of, weights_of
+from tests.test_training import ABOUT, config, curves_of, history_of, make_run, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,19 +43,8 @@ MB, YEAR = 2**20, 365 * 86400
 
 
 @pytest.fixture(scope="module")
-def split(cache_folder):
-    cache = FeatureCache(cache_folder)
-    cache.close()
-    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-
-
-@pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_folder, split):
-    folder, cache = tmp_path_factory.mktemp("runs") / "run", FeatureCache(cache_folder)
-    train(config("softmax", epochs=4), cache, split, folder, about=ABOUT)
-    evaluate(folder, cache)
-    cache.close()
-    return folder
+    return make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=4))
 
 
 def run_in_tests(code, *words, **settings):

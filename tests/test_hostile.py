@@ -28,11 +28,11 @@ from action_attention.runs import Run, files_digest
 from action_attention.settings import Training
 from action_attention.training import new_model, train
 from action_attention.untrusted import check_arrays, complaint, parse_json, read_npz
-from data_prep.splits import make_split, make_tags, read_lists
+from data_prep.splits import read_lists
 from tests import hostile
 from tests.test_features import SETTINGS
 from tests.test_models import CUBE, MODEL_NAMES
-from tests.test_training import ABOUT, config, edit
+from tests.test_training import ABOUT, config, edit, make_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,19 +42,10 @@ def folder(tmp_path):
     return hostile.make_cache(tmp_path / "cache")
 
 
-@pytest.fixture
-def split(cache):
-    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-
-
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, cache_folder):
+def run_dir(tmp_path_factory, cache_folder, split):
     """A run of softmax, which is made quickly."""
-    folder, cache = tmp_path_factory.mktemp("runs") / "run", FeatureCache(cache_folder)
-    split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-    train(config("softmax", epochs=1), cache, split, folder, about=ABOUT)
-    cache.close()
-    return folder
+    return make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1))
 
 
 # Shards

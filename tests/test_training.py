@@ -27,16 +27,20 @@ FOUR = {"epochs": 4, "learning_rate": 1e-2}
 ABOUT = {"dataset": "tiny", "split": 1, "validation": "source"}
 
 
-@pytest.fixture
-def split(cache):
-    return make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-
-
 def config(model="alstm", **overrides):
     units = {"lstm_units": 4} if "lstm_units" in find_model(model).fields else {}
     return Config.of(
         model, **{"clip_length": 6, "batch_size": 4, **units, "learning_rate": 1e-3, "epochs": 2, **overrides}
     )
+
+
+def make_run(folder, cache_folder, split, made):
+    """A run directory of a config, trained and evaluated."""
+    cache = FeatureCache(cache_folder)
+    train(made, cache, split, folder, about=ABOUT)
+    evaluate(folder, cache)
+    cache.close()
+    return folder
 
 
 def weights_of(run_dir):
@@ -66,10 +70,9 @@ def curves_of(run_dir):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache_folder, videos):
+def finished(tmp_path_factory, cache_folder, split, videos):
     """A run of two epochs, evaluated."""
     run_dir, cache = tmp_path_factory.mktemp("runs") / "run", FeatureCache(cache_folder)
-    split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
     read = frame_reader(videos, 15.0)
     run = train(config(), cache, split, run_dir, about=ABOUT, read_frames=read)
     return run_dir, run, evaluate(run_dir, cache, "test", read_frames=read)
