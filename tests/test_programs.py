@@ -48,11 +48,11 @@ def actor_share(sample, tags):
 
 def test_from_sample_to_table(tmp_path):
     sample, features, run_dir = tmp_path / "sample", tmp_path / "features", tmp_path / "run"
-    make_sample(sample, train_clips=4, test_clips=2, frames=8)
+    make_sample(sample, train_clips=4, test_clips=2, frames=4)
     said = succeeds("data_prep.extract", "--videos", sample / "videos", "--features", features, "--weights", "random")
-    assert "extracted 36 videos (0 rejected), 144 frames" in said
+    assert "extracted 36 videos (0 rejected), 72 frames" in said
     said = succeeds("data_prep.inspect", "--features", features, "--verify")
-    assert "36 videos of 6 classes, 144 frames, 1 shards" in said
+    assert "36 videos of 6 classes, 72 frames, 1 shards" in said
     assert "verified: all 1 shards hold what was written" in said
 
     flagfile = f"--flagfile={ROOT / 'experiments/configs/sample_alstm.flags'}"
@@ -83,7 +83,7 @@ def test_from_sample_to_table(tmp_path):
     boxes.pop(left_out)
     (tmp_path / "some.json").write_text(json.dumps(boxes))
     said = succeeds("experiments.eval", "--run_dir", tmp_path / "again", "--annotations", tmp_path / "some.json")
-    assert "4 of 48 frames have no annotated actor and do not count; videos that have none in any frame" in said
+    assert "2 of 24 frames have no annotated actor and do not count; videos that have none in any frame" in said
     metrics = json.loads((tmp_path / "again" / "eval" / "test" / "metrics.json").read_text())
     assert metrics["localization"]["without_annotation"] == [left_out]
     assert "per_class" in metrics["localization"]  # which would fill the file of many runs' results

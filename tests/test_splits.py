@@ -1,9 +1,9 @@
 """Who trains and who is tested, in the official format; no film on two sides."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import JHMDB
 
 from action_attention.errors import UserError
 from data_prep.splits import (
@@ -20,9 +20,7 @@ from data_prep.splits import (
     write_lists,
 )
 
-DATA = Path(__file__).parents[1] / "../shared/data"
-OFFICIAL = DATA / "hmdb51_splits"
-JHMDB = DATA / "jhmdb"
+OFFICIAL = JHMDB.parent / "hmdb51_splits"
 needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official lists are not beside the project")
 
 

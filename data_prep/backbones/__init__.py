@@ -1,38 +1,48 @@
-"""Backbones by name: those that are registered, and every network of `keras.applications`."""
+"""Backbones by name: those that are registered, every network of `keras.applications`, and of timm and keras-hub."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 
+import keras
 import numpy as np
 
 from action_attention.errors import UserError
 from action_attention.registry import registered_backbones
-from data_prep.backbones import applications, vgg16  # noqa: F401 - registers itself
+from data_prep.backbones import applications, efficientnet_lite, hubs, vgg16  # noqa: F401 - some register themselves
 from data_prep.backbones.base import Backbone
+from data_prep.backbones.openvino_runtime import OpenVinoNetwork
+from data_prep.backbones.pooled import PooledNetwork
 
 __all__ = ["Backbone", "build_backbone"]
 
+POOLED = ", mean of each cell of a grid of "  # in a backbone's name, which caches keep
 
-def build_backbone(name: str = "vgg16", weights: str = "imagenet", precision: str = "auto") -> Backbone:
+
+def build_backbone(
+    name: str = "vgg16",
+    weights: str = "imagenet",
+    precision: str = "auto",
+    runtime: str = "tensorflow",
+    grid: int | None = None,
+) -> Backbone:
     """A backbone with its weights and preprocessing.
 
     Args:
-        name: of a registered backbone, in whatever case, or of a network of `keras.applications`, as Keras spells it.
-        weights: `imagenet`, `random` (seeded; for tests and dry runs) or a file that Keras' `load_weights` reads.
+        name: of a registered backbone, in whatever case; of a network of `keras.applications`, as Keras spells it;
+            `timm:NAME` or `keras_hub:PRESET`. The name that a cache keeps is one too, and brings its grid.
+        weights: `imagenet`, `random` (seeded; for tests and dry runs) or a file of weights of the backbone.
         precision: `float32`, `bfloat16`, or `auto`: what the backbone says is best here.
+        runtime: what runs the network, `tensorflow` or `openvino`; it changes speed, and no cube beyond rounding.
+        grid: means over so many by so many cells in place of the network's own map.
 
     Raises:
         UserError: there is no such backbone, or its weights cannot be had or are not what they claim to be.
     """
-    builders = {registered.lower(): build for registered, build in registered_backbones().items()}
-    if build := builders.get(name.lower()):
-        backbone = build(weights, precision)
-    elif name in applications.NAMES:
-        backbone = applications.build(name, weights, precision)
-    else:
-        raise UserError(
-            f"there is no backbone {name}; there are {', '.join(builders)} and the networks of keras.applications, "
-            f"such as {', '.join(get_close_matches(name, applications.NAMES, 3, 0))}; --import=MODULE brings your own"
-        )
+    name, _, of_cache = name.partition(POOLED)
+    name, grid = name.split(" ")[0], int(of_cache) if of_cache else grid
+    build = _builder(name)
+    backbone = build(weights, precision)
     if backbone.name.split(" ")[0].lower() != name.lower():
         raise UserError(
             f"the backbone {name} calls itself {backbone.name!r}; a cache finds its backbone again by the first word "
@@ -40,4 +50,28 @@ def build_backbone(name: str = "vgg16", weights: str = "imagenet", precision: st
         )
     if not all(np.isfinite(tensor).all() for tensor in backbone.model.get_weights()):
         raise UserError(f"the weights of {backbone.name} hold NaN or infinity; give other ones with --weights")
+    if runtime == "openvino":
+        exact = backbone if backbone.precision == "float32" else build(weights, "float32")
+        if not isinstance(exact.model, keras.Model):
+            raise UserError(f"--runtime=openvino runs Keras networks, and {name} is none; leave it out")
+        backbone = replace(backbone, model=OpenVinoNetwork(exact.model, backbone.precision), runtime=runtime)
+    if grid:
+        backbone = replace(backbone, model=PooledNetwork(backbone.model, grid), name=f"{backbone.name}{POOLED}{grid}")
     return backbone
+
+
+def _builder(name: str) -> Callable[[str, str], Backbone]:
+    """What makes the backbone of its weights and precision."""
+    builders = {registered.lower(): build for registered, build in registered_backbones().items()}
+    if build := builders.get(name.lower()):
+        return build
+    library, colon, network = name.partition(":")
+    if colon and library in hubs.LIBRARIES:
+        return lambda weights, precision: hubs.LIBRARIES[library](network, weights, precision)
+    if name in applications.NAMES:
+        return lambda weights, precision: applications.build(name, weights, precision)
+    raise UserError(
+        f"there is no backbone {name}; there are {', '.join(builders)} and the networks of keras.applications, "
+        f"such as {', '.join(get_close_matches(name, applications.NAMES, 3, 0))}, and timm:NAME and keras_hub:PRESET; "
+        "--import=MODULE brings your own"
+    )

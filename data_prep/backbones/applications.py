@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from action_attention.errors import UserError
-from data_prep.backbones.base import Backbone, download, frozen_model, random_weights, read_weights, weights_sha256
+from data_prep.backbones.base import Backbone, frozen_model
+from data_prep.backbones.weights import download, random_weights, read_weights, weights_sha256
 
 NAMES = tuple(name for name in dir(keras.applications) if name[0].isupper())
 
@@ -21,7 +22,11 @@ def build(name: str, weights: str = "imagenet", precision: str = "auto") -> Back
     network = getattr(keras.applications, name)
     size, module = _default_size(network), network.__module__.rpartition(".")[2]
     preprocess = getattr(keras.applications, module).preprocess_input
-    trunk = network(include_top=False, weights=None, input_shape=(size, size, 3))
+
+    def trunk(frames: keras.KerasTensor) -> keras.Model:
+        return network(include_top=False, weights=None, input_tensor=frames)
+
+    built = trunk(keras.Input((size, size, 3)))
     if weights == "imagenet":
         try:
             tensors = download(network, size)
@@ -31,12 +36,12 @@ def build(name: str, weights: str = "imagenet", precision: str = "auto") -> Back
                 f"{name}'s ImageNet weights could not be had ({reason}); give a file of them with --weights=FILE"
             ) from error
     else:
-        tensors = _random_weights(trunk, preprocess) if weights == "random" else read_weights(trunk, weights, name)
-    last_map = re.sub(r"_\d+$", "", trunk.layers[-1].name)  # Keras counts through a process what it names itself
+        tensors = _random_weights(built, preprocess) if weights == "random" else read_weights(built, weights, name)
+    last_map = re.sub(r"_\d+$", "", built.layers[-1].name)  # Keras counts through a process what it names itself
     precision = "float32" if precision == "auto" else precision
     return Backbone(
         name=f"{name} {last_map}",
-        model=frozen_model(network, size, preprocess, tensors, precision),
+        model=frozen_model(trunk, size, preprocess, tensors, precision),
         preprocessing=f"RGB uint8 -> keras.applications.{module}.preprocess_input",
         weights=Path(weights).name,
         weights_sha256=weights_sha256(tensors),
