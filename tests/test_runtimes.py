@@ -3,6 +3,8 @@
 The optional libraries are heavy: their tests are slow ones, and skip by name where a library is not installed.
 """
 
+from importlib.util import find_spec
+
 import keras
 import numpy as np
 import pytest
@@ -114,14 +116,15 @@ def test_openvino_changes_no_cube(name):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed (pip install '.[timm]')")
 @pytest.mark.parametrize(("name", "cube"), [("vit_tiny_patch16_224", (14, 14, 192)), ("resnet18", (7, 7, 512)),
                                             ("swin_tiny_patch4_window7_224", (7, 7, 768)),
                                             ("convnext_atto", (7, 7, 320))])  # fmt: skip
 def test_a_network_of_timm_is_timms_own(name, cube, tmp_path):
-    timm = pytest.importorskip("timm", reason="timm is not installed (pip install '.[timm]')")
+    network = build_backbone(f"timm:{name}", "random")
+    import timm  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    network = build_backbone(f"timm:{name}", "random")
     assert (network.input_size, network.cube_shape) == (224, cube)
     again = build_backbone(f"timm:{name}", "random")
     assert network.weights_sha256 == again.weights_sha256

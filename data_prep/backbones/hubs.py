@@ -6,6 +6,7 @@ tokens are left out. Size, mean and scale of the input are the library's own.
 
 import importlib
 import math
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,6 +105,8 @@ LIBRARIES = {"timm": build_timm, "keras_hub": build_keras_hub}
 
 
 def _library(module: str, package: str) -> ModuleType:
+    # of PyTorch for GPUs: a compiler that nobody asks here, and that crashes where TensorFlow's was loaded before it
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
     try:
         return importlib.import_module(module)
     except ImportError as error:
