@@ -13,6 +13,7 @@ RUNS        ?= runs
 DEMO        ?= demo
 SECONDS     ?= 600
 # no default, or one of each target
+BACKBONE    ?=
 ANNOTATIONS ?=
 ARCHIVES    ?=
 OUTPUT      ?=
@@ -62,6 +63,9 @@ each = $(if $(call is_there,$2),$1=$(call arg,$2),$(foreach item,$($2),$1=$(call
 # --run_dir for each run; the default only where ARGS does not say which runs
 run_dirs = $(if $(filter RUN_DIR MODEL SPLIT,$(given)),$(call each,--run_dir,RUN_DIR), \
     $(if $(findstring -run_dir,$(ARGS))$(findstring -results,$(ARGS)),,$(call each,--run_dir,RUN_DIR)))
+# what predicts: a run where one was given, else the model of this package
+predict_by = $(if $(filter RUN_DIR MODEL SPLIT,$(given)),--run_dir=$(call arg,RUN_DIR), \
+    $(if $(findstring -run_dir,$(ARGS))$(findstring -pretrained,$(ARGS)),,--pretrained=jhmdb21))
 # --splits; its default only where it is there, or where SPLIT says which of its lists
 splits = --split=$(call arg,SPLIT) $(if $(SPLITS),$(listed),$(unlisted))
 listed = $(if $(or $(filter SPLITS SPLIT,$(given)),$(wildcard $(SPLITS))),--splits=$(call arg,SPLITS))
@@ -129,9 +133,10 @@ $(python) -m experiments.train --flagfile=experiments/configs/sample_$1.flags \
 
 endef
 
-demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in DEMO
+demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in DEMO; BACKBONE
 	$(python) -m data_prep.sample --output=$(demo)/sample
-	$(python) -m data_prep.extract --videos=$(demo)/sample/videos --features=$(demo)/features --fall_back_to_random
+	$(python) -m data_prep.extract --videos=$(demo)/sample/videos --features=$(demo)/features --fall_back_to_random \
+	    $(call optional,--backbone,BACKBONE)
 	$(foreach model,$(demo_models),$(call demo_run,$(model)))
 	@printf '\n'
 	@$(python) -m experiments.table $(foreach model,$(demo_models),--run_dir=$(demo)/runs/$(model))
@@ -149,8 +154,9 @@ audit: setup  ## what stands on both sides of a split, short clips: VIDEOS, SPLI
 	$(python) -m data_prep.audit --videos=$(call arg,VIDEOS) --splits=$(call arg,SPLITS) --split=$(call arg,SPLIT) \
 	    $(call optional,--output,OUTPUT) $(ARGS)
 
-extract: setup  ## videos -> feature cache: VIDEOS, FEATURES, ARGS
-	$(python) -m data_prep.extract --videos=$(call arg,VIDEOS) --features=$(call arg,FEATURES) $(ARGS)
+extract: setup  ## videos -> feature cache: VIDEOS, FEATURES, BACKBONE, ARGS
+	$(python) -m data_prep.extract --videos=$(call arg,VIDEOS) --features=$(call arg,FEATURES) \
+	    $(call optional,--backbone,BACKBONE) $(ARGS)
 
 inspect: setup  ## print and check a feature cache: FEATURES, ARGS
 	$(python) -m data_prep.inspect --features=$(call arg,FEATURES) --verify $(ARGS)
@@ -177,10 +183,9 @@ table: setup  ## one table of evaluated runs: RUN_DIR="A B" (or MODEL, SPLIT), O
 report: setup  ## evaluated runs -> a page with playing overlays: RUN_DIR="A B" (or MODEL, SPLIT), REPORT, VIDEOS, ARGS
 	$(python) -m experiments.report $(run_dirs) --output=$(call arg,REPORT) $(call optional,--videos,VIDEOS) $(ARGS)
 
-predict: setup  ## what a video shows and where the model looks: VIDEO, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS
-	$(if $(VIDEO),,$(error make predict: say which video: make predict VIDEO=FILE RUN_DIR=...))
-	@$(python) -m experiments.predict --run_dir=$(call arg,RUN_DIR) --video=$(call arg,VIDEO) \
-	    --output=$(call quoted,$(or $(OUTPUT),$(RUN_DIR)/predictions)) $(ARGS)
+predict: setup  ## what a video shows, by the pretrained model or a run: VIDEO, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS
+	$(if $(VIDEO),,$(error make predict: say which video: make predict VIDEO=FILE))
+	@$(python) -m experiments.predict $(predict_by) --video=$(call arg,VIDEO) $(call optional,--output,OUTPUT) $(ARGS)
 
 tensorboard: setup  ## curves and pictures of the runs below RUNS, ARGS
 	$(if $(call is_there,RUNS),,$(error make tensorboard: RUNS=$(RUNS) is not there; say which folder holds the runs))

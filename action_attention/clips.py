@@ -49,6 +49,7 @@ class Clips:
         in_memory: keep the videos' features decompressed in memory; None does so where they take less than half of
             what is free, otherwise every batch is read from the shards.
         labelled: the videos' folders are their classes; if not, `labels` are None and those of all frames `PADDING`.
+        motion: give the frames' motion maps too.
 
     Raises:
         UserError: a video is not in the cache, or its class is not among `classes`.
@@ -64,6 +65,7 @@ class Clips:
         *,
         in_memory: bool | None = None,
         labelled: bool = True,
+        motion: bool = False,
     ):
         absent = [name for name in videos if name not in cache.videos]
         if absent:
@@ -82,7 +84,7 @@ class Clips:
         if in_memory is None:
             needed = sum(self.video_frames.values()) * 2 * math.prod(self.cube_shape)
             in_memory = needed < psutil.virtual_memory().available / 2
-        self.in_memory = in_memory
+        self.in_memory, self._motion = in_memory, {name: cache.read_motion(name) for name in videos} if motion else None
         if in_memory:
             loaded = {name: cache.read(name) for name in videos}
             self._read = lambda clip: loaded[clip.video][clip.start : clip.start + clip.frames]
@@ -92,13 +94,13 @@ class Clips:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def load(
-        self, indices: np.ndarray, mirrored: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features float16 `(B, T, H, W, D)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips.
+    def load(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Features float16 `(B, T, H, W, D)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips, and,
+        where they are asked for, motion maps float16 `(B, T, H, W)`.
 
-        The cubes of those that are `mirrored`, bool `(B,)`, are turned left to right.
+        The cubes and maps of those that are `mirrored`, bool `(B,)`, are turned left to right.
         """
+        motion = np.zeros((len(indices), self.clip_length, *self.cube_shape[:2]), np.float16)
         features = np.empty((len(indices), self.clip_length, *self.cube_shape), np.float16)
         mask = np.zeros((len(indices), self.clip_length), bool)
         labels = np.full((len(indices), self.clip_length), PADDING, np.int32)
@@ -107,18 +109,21 @@ class Clips:
             features[row, : clip.frames] = self._read(clip)
             features[row, clip.frames :] = features[row, clip.frames - 1]
             mask[row, : clip.frames] = True
+            if self._motion:
+                motion[row, : clip.frames] = self._motion[clip.video][clip.start : clip.start + clip.frames]
             if (label := self.labels[clip.video]) is not None:
                 labels[row, : clip.frames] = label
         if mirrored is not None:
             features[mirrored] = features[mirrored, :, :, ::-1]
-        return features, mask, labels
+            motion[mirrored] = motion[mirrored, :, :, ::-1]
+        return (features, mask, labels, motion) if self._motion else (features, mask, labels)
 
     def steps(self, batch_size: int) -> int:
         """Batches in one pass over all clips."""
         return -(-len(self) // batch_size)
 
     def batches(self, batch_size: int) -> tf.data.Dataset:
-        """All clips once, in order, as `({"features", "mask"}, {"logits": labels, "attention": mask})`."""
+        """All clips once, in order, as `({"features", "mask"[, "motion"]}, {"logits": labels, "attention": mask})`."""
         return self._dataset(tf.data.Dataset.range(len(self)).batch(batch_size))
 
     def shuffled_batches(self, batch_size: int, seed: int, epochs: range, *, mirror: bool = False) -> tf.data.Dataset:
@@ -141,10 +146,15 @@ class Clips:
         """Batches of clips from batches of what `load` takes."""
 
         def load(*arguments: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-            features, mask, labels = tf.numpy_function(self.load, arguments, (tf.float16, tf.bool, tf.int32))
+            types = (tf.float16, tf.bool, tf.int32, tf.float16)[: 4 if self._motion else 3]
+            features, mask, labels, *motion = tf.numpy_function(self.load, arguments, types)
             features.set_shape((None, self.clip_length, *self.cube_shape))
             mask.set_shape((None, self.clip_length))
             labels.set_shape((None, self.clip_length))
-            return {"features": features, "mask": mask}, {"logits": labels, "attention": mask}
+            inputs = {"features": features, "mask": mask}
+            for maps in motion:
+                maps.set_shape((None, self.clip_length, *self.cube_shape[:2]))
+                inputs["motion"] = maps
+            return inputs, {"logits": labels, "attention": mask}
 
         return drawn.map(load).prefetch(4)

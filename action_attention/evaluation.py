@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
+from action_attention.heatmaps import relative_entropy
 from action_attention.localization import Actor, localize
 from action_attention.memory import check_address_space, check_memory, enough_memory
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
@@ -62,6 +63,7 @@ def evaluate(
     vote: str | None = None,
     read_frames: ReadFrames | None = None,
     read_actor: Callable[[str], Actor | None] | None = None,
+    heatmap: str = "absolute",
 ) -> dict[str, Any]:
     """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
 
@@ -74,6 +76,7 @@ def evaluate(
             cannot be had; used for `attention.png`.
         read_actor: name of a video -> the `localization.Actor` in its sampled frames, or None where it is not
             annotated; used for the metrics under `localization`.
+        heatmap: one of `heatmaps.HEATMAPS`, for `attention.png`.
 
     Returns:
         the content of `metrics.json`.
@@ -93,7 +96,8 @@ def evaluate(
     if not names:
         raise UserError(f"{run_dir} has no {subset} videos")
     training = config.training
-    clips = Clips(cache, names, run.classes, training.clip_length, training.clip_stride, in_memory=False)
+    cut: dict[str, Any] = {"stride": training.clip_stride, "motion": config.settings.takes_motion}
+    clips = Clips(cache, names, run.classes, training.clip_length, in_memory=False, **cut)
     made_with, there = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
     if made_with and there and made_with != there:
         raise UserError(
@@ -110,11 +114,14 @@ def evaluate(
         "model": config.model,
         "seed": training.seed,
         "weights": run.features["weights"],
+        "learned": model.learned(),
         **summarize(predictions, run.classes, vote or training.vote),
+        "entropy": float(np.mean([relative_entropy(prediction.attention).mean() for prediction in predictions])),
     }
     if read_actor:
-        metrics["localization"] = localize(predictions, run.classes, read_actor)
-    write_evaluation(run.evaluation(subset), metrics, predictions, run.classes, read_frames)
+        read_motion = cache.read_motion if cache.has_motion else None
+        metrics["localization"] = localize(predictions, run.classes, read_actor, read_motion)
+    write_evaluation(run.evaluation(subset), metrics, predictions, run.classes, read_frames, heatmap)
     return metrics
 
 
@@ -124,6 +131,7 @@ def write_evaluation(
     predictions: list[VideoPrediction],
     classes: list[str],
     read_frames: ReadFrames | None = None,
+    heatmap: str = "absolute",
 ) -> None:
     """The files of `eval/<subset>/`, which `Run.metrics` and `Run.predictions` read."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +140,7 @@ def write_evaluation(
     write_json(folder / "metrics.json", metrics)
     _write_predictions(folder / "predictions.csv", predictions, classes, metrics["vote"])
     (folder / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), classes))
-    picture = draw_gallery(predictions, classes, metrics["vote"], read_frames)
+    picture = draw_gallery(predictions, classes, metrics["vote"], read_frames, heatmap)
     if picture is not None:
         png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
         (folder / "attention.png").write_bytes(png.tobytes())
@@ -140,7 +148,11 @@ def write_evaluation(
 
 
 def draw_gallery(
-    predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames: ReadFrames | None
+    predictions: list[VideoPrediction],
+    classes: list[str],
+    vote: str,
+    read_frames: ReadFrames | None,
+    heatmap: str = "absolute",
 ) -> np.ndarray | None:
     """Annotated overlays of the first video of each of GALLERY_VIDEOS classes; None if their frames cannot be had.
 
@@ -155,7 +167,7 @@ def draw_gallery(
         if frames is None or len(frames) != len(prediction.attention):
             return None
         rows.append((prediction, frames))
-    return gallery(rows, classes, vote) if rows else None
+    return gallery(rows, classes, vote, heatmap=heatmap) if rows else None
 
 
 def confusion_png(confusion: np.ndarray, classes: list[str]) -> bytes:

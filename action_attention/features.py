@@ -6,6 +6,7 @@ shards say, and name the files beside the videos that were passed over. A shard 
 - dataset `videos`: one row per video, fields `VIDEO_FIELDS`; dataset `rejects`: videos that could not be used, and why;
 - since 0.2, dataset `remarks`: videos that are used but doubtful, and why; dataset `hashes`: a perceptual hash of each
   frame, uint8 `(frames, 32)` (`data_prep/duplicates.py`);
+- since 0.3, dataset `motion`: float16 `(frames, height, width)`, how much moves at each location (`data_prep/flow.py`);
 - attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`;
 - before all that, in what HDF5 calls the user block, a line of text: the sha256 of the bytes after it. It is checked
   before HDF5 sees them, because a flipped bit in HDF5's own structures can crash it. Older shards have none.
@@ -107,7 +108,7 @@ class ShardWriter:
         # an append may write a chunk anew elsewhere, since it was not full, and one more that will not be full
         self._reserve = max(RESERVED_BYTES, 3 * CHUNK_FRAMES * 2 * math.prod(cube_shape))
         self._videos, self._rejects, self._remarks = list[tuple](), list[tuple](), list[tuple]()
-        self._hashes, self._sha256 = list[np.ndarray](), hashlib.sha256()
+        self._hashes, self._motion, self._sha256 = list[np.ndarray](), list[np.ndarray](), hashlib.sha256()
         with self._writing():
             self._file = h5py.File(self._part, "w", userblock_size=HEAD_BYTES)
             self._file.attrs.update({"schema_version": SCHEMA_VERSION} | settings)
@@ -138,8 +139,13 @@ class ShardWriter:
         if hashes is not None:
             self._hashes.append(hashes)
 
-    def add_video(self, video: Video, remarks: Iterable[str] = ()) -> None:
-        """The frames since the last video are this one's, which says its `first_row` here whatever it said before."""
+    def add_video(self, video: Video, remarks: Iterable[str] = (), motion: np.ndarray | None = None) -> None:
+        """The frames since the last video are this one's, which says its `first_row` here whatever it said before.
+
+        `motion` are its motion maps, float16 `(frames, height, width)`; a shard has those of all videos or none.
+        """
+        if motion is not None:
+            self._motion.append(motion)
         self._videos.append(astuple(replace(video, first_row=self._kept[0])))
         self._remarks += [(video.name, remark) for remark in remarks]
         self._kept = self.rows, self._sha256.copy()
@@ -157,13 +163,17 @@ class ShardWriter:
 
     def commit(self) -> None:
         hashes = np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *self._hashes])
-        with self._writing(1024 * len(self._videos + self._rejects + self._remarks) + hashes.nbytes):
+        motion = np.concatenate([np.zeros((0, *self._features.shape[1:3]), np.float16), *self._motion])
+        size = 1024 * len(self._videos + self._rejects + self._remarks) + hashes.nbytes + motion.nbytes
+        with self._writing(size):
             self._file.attrs["features_sha256"] = self._sha256.hexdigest()
             self._file["videos"] = np.array(self._videos, VIDEO_FIELDS)
             self._file["rejects"] = np.array(self._rejects, REASON_FIELDS)
             self._file["remarks"] = np.array(self._remarks, REASON_FIELDS)
             if len(hashes) == self.rows:
                 self._file["hashes"] = hashes
+            if len(motion) == self.rows:
+                self._file["motion"] = motion
             self._file.flush()
             size = self._file.id.get_filesize()
             self._file.close()
@@ -259,11 +269,17 @@ class Shard:
         holds = (features.shape, features.dtype, len(shape), 0 in self.cube_shape) == (shape, np.float16, 4, False)
         if not holds or [video.first_row for video in self.videos] != first_rows:
             raise ValueError("its table of videos")
-        self._has_hashes = file.id.links.exists(b"hashes")
+        self._has_hashes, self.has_motion = (file.id.links.exists(name) for name in (b"hashes", b"motion"))
         if self._has_hashes:
             hashes = check_whole(own_dataset(file, "hashes"))
             if (hashes.shape, hashes.dtype) != ((self.frames, HASH_BYTES), np.uint8):
                 raise ValueError("its hashes")
+        if self.has_motion:
+            motion = check_whole(own_dataset(file, "motion"))
+            if (motion.shape, motion.dtype) != ((self.frames, *self.cube_shape[:2]), np.float16):
+                raise ValueError("its motion maps")
+            if not (are_finite(motion[...]) and motion[...].min(initial=0) >= 0):
+                raise ValueError("its motion maps hold what is no length")
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[h5py.File, h5py.Dataset]]:
@@ -290,6 +306,13 @@ class Shard:
             return None
         with self._reading() as (file, _):
             return file["hashes"][video.first_row : video.first_row + video.frames]
+
+    def motion(self, video: Video) -> np.ndarray | None:
+        """A video's motion maps, float16 `(frames, height, width)`; None in shards that have none."""
+        if not self.has_motion:
+            return None
+        with self._reading() as (file, _):
+            return file["motion"][video.first_row : video.first_row + video.frames]
 
     def compute_sha256(self) -> str:
         """Reads all features and returns the sha256 that `sha256` must equal; empty if they cannot be read."""
@@ -397,6 +420,23 @@ class FeatureCache:
         hashes = shard.frame_hashes(video)
         return None if hashes is None else np.unpackbits(hashes, axis=1).astype(bool)
 
+    @property
+    def has_motion(self) -> bool:
+        """Whether motion maps of all videos are there."""
+        return bool(self.shards) and all(shard.has_motion for shard in self.shards)
+
+    def read_motion(self, name: str) -> np.ndarray:
+        """A video's motion maps, float16 `(frames, height, width)`: percent of the frame's longer side that its
+        locations move against the camera until the next frame. Raises UserError where the cache has none."""
+        shard, video = self._place[name]
+        motion = shard.motion(video)
+        if motion is None:
+            raise UserError(
+                f"{shard.path} holds no motion maps; add them with `make extract FEATURES={self.folder} "
+                "ARGS=--motion_only`, which does not run the network again"
+            )
+        return motion
+
     def verify(self) -> Iterator[tuple[Path, bool]]:
         """Recomputes every shard's checksum; yields its path and whether it holds."""
         for shard in self.shards:
@@ -412,6 +452,7 @@ class ArrayFeatures:
 
     Args:
         arrays: name `<class>/<name>` -> features `(frames, height, width, channels)`, kept in float16.
+        motion: the same names -> motion maps `(frames, height, width)`, for models that take them.
 
     Raises:
         UserError: there are none, or their cubes differ in shape.
@@ -419,7 +460,8 @@ class ArrayFeatures:
 
     folder = "the dictionary of features"
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    def __init__(self, arrays: dict[str, np.ndarray], motion: dict[str, np.ndarray] | None = None):
+        self._motion, self.has_motion = motion or {}, bool(motion)
         self._arrays = {name: np.asarray(array, np.float16) for name, array in arrays.items()}
         shapes = {array.shape[1:] if array.size else () for array in self._arrays.values()} or {()}
         self.cube_shape, *others = shapes
@@ -430,6 +472,12 @@ class ArrayFeatures:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """As `FeatureCache.read`."""
         return self._arrays[name][start:stop]
+
+    def read_motion(self, name: str) -> np.ndarray:
+        """As `FeatureCache.read_motion`."""
+        if name not in self._motion:
+            raise UserError(f"{name} has no motion maps, which this model takes; give them with its features")
+        return self._motion[name]
 
 
 def shard_paths(folder: Path) -> list[Path]:

@@ -1,8 +1,9 @@
-"""Is the attention on the actor? Pointing accuracy and attention mass, beside uniform attention and the frame's centre.
+"""Is the attention on the actor? Pointing accuracy and attention mass, beside maps that took no learning to look.
 
 The attention's rows and columns divide a frame into equal cells. Frames without an annotated actor do not count.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ import numpy as np
 from action_attention.errors import UserError
 from action_attention.metrics import VideoPrediction, mean_interval95
 
-MAPS = ("attention", "uniform", "centre")
+CONTROLS = ("uniform", "centre", "motion", "motion_centre", "permuted")
+CENTRE_SIGMA = 1.5  # cells of the grid
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,62 @@ def locate(attention: np.ndarray, actor: Actor) -> np.ndarray:
     return np.stack([hits, (attention * actor.cells).sum(axis=(1, 2))], axis=1)
 
 
-def localize(predictions: list[VideoPrediction], classes: list[str], read_actor: Callable[[str], Actor | None]) -> dict:
+def motion_controls(motion: np.ndarray) -> dict[str, np.ndarray]:
+    """Attention maps of motion maps `(n, rows, columns)`, which are not negative: each frame's sum to 1.
+
+    `motion`: proportional to the motion; a frame in which nothing moves is uniform. `motion_centre`: that times a
+    Gaussian of CENTRE_SIGMA cells about the centre of the frame, so that a still frame is the Gaussian.
+    """
+    motion = motion.astype(float)
+    motion[~motion.any(axis=(1, 2))] = 1
+    rows, columns = (
+        np.exp(-((np.arange(cells) - (cells - 1) / 2) ** 2) / (2 * CENTRE_SIGMA**2)) for cells in motion.shape[1:]
+    )
+    maps = {"motion": motion, "motion_centre": motion * (rows[:, None] * columns)}
+    return {name: each / each.sum(axis=(1, 2), keepdims=True) for name, each in maps.items()}
+
+
+def permute(predictions: list[VideoPrediction]) -> dict[str, VideoPrediction]:
+    """Another video for each, by name: none its own, each given once, and of another class where that can be.
+
+    It depends on the videos only: sorted by class and name, each gets the one that stands as many places further as the
+    largest class has videos, beginning again at the end. Empty for a single video, which has no other.
+    """
+    ordered = sorted(predictions, key=lambda prediction: (prediction.label, prediction.name))
+    largest = max(Counter(prediction.label for prediction in ordered).values(), default=0)
+    step = largest if largest < len(ordered) else 1
+    others = ordered[step:] + ordered[:step]
+    return {own.name: other for own, other in zip(ordered, others, strict=True) if own is not other}
+
+
+def localize(
+    predictions: list[VideoPrediction],
+    classes: list[str],
+    read_actor: Callable[[str], Actor | None],
+    read_motion: Callable[[str], np.ndarray | None] | None = None,
+) -> dict:
     """Pointing accuracy and mass of videos: each is the mean of its frames, and every video counts once.
 
-    Beside the attention stand two baselines: uniform attention, and all attention at the centre of the frame. The 95 %
-    intervals (Student's t over videos) are of the attention and, pairwise, of how far it is above each baseline.
+    Beside the attention stand controls, scored alike. The 95 % intervals (Student's t over videos) are of the attention
+    and, pairwise, of how far it is above each control:
+
+    - `uniform`: uniform attention; `centre`: all attention at the centre of the frame;
+    - `motion`, `motion_centre`: the maps of `motion_controls`, if those of all videos that are scored are known. What
+      finds the actor no better than these learned nothing about looking that the motion does not say;
+    - `permuted`: the attention of another video (`permute`) in place of this one's, frame floor(k n' / n) of its n'
+      frames for frame k of n. What scores as high with it was learned of all scenes, not seen in this one. Not there if
+      there is a single video.
+
+    Args:
+        predictions: labelled videos with their attention; all of them take part in `permute`.
+        classes: names of the classes.
+        read_actor: name of a video -> the actor in its frames, or None where it is not annotated.
+        read_motion: name of a video -> its frames' motion maps `(n, rows, columns)`, or None where they are not known.
 
     Raises:
         UserError: no actor is annotated in any of the videos.
     """
+    others = permute(predictions)
     scored, known, without, frames = [], [], [], 0
     for prediction in predictions:
         actor = read_actor(prediction.name)
@@ -75,46 +124,51 @@ def localize(predictions: list[VideoPrediction], classes: list[str], read_actor:
             without.append(prediction.name)
             continue
         actor = Actor(actor.cells[shown], actor.centres[shown])
-        rows, columns = actor.cells.shape[1:]
-        uniform, centre = np.full((1, rows, columns), 1 / (rows * columns)), np.zeros((1, rows, columns))
-        centre[0, rows // 2, columns // 2] = 1
-        maps = (prediction.attention[shown], uniform, centre)
-        scored.append([locate(each, actor).mean(axis=0) for each in maps])
+        count, rows, columns = prediction.attention.shape
+        uniform, centre = np.full((count, rows, columns), 1 / (rows * columns)), np.zeros((count, rows, columns))
+        centre[:, rows // 2, columns // 2] = 1
+        maps = {"attention": prediction.attention, "uniform": uniform, "centre": centre}
+        if read_motion and (motion := read_motion(prediction.name)) is not None:
+            maps |= motion_controls(motion)
+        if other := others.get(prediction.name):
+            maps["permuted"] = other.attention[np.arange(count) * len(other.attention) // count]
+        scored.append({name: locate(each[shown], actor).mean(axis=0) for name, each in maps.items()})
         known.append(prediction.label)
         frames += int(shown.sum())
     if not scored:
         raise UserError("no actor is annotated in any of these videos; give the annotations of this dataset")
-    scores, labels = np.array(scored), np.array(known)  # (videos, MAPS, 2)
+    names = ["attention", *(name for name in CONTROLS if all(name in of_video for of_video in scored))]
+    scores = np.array([[of_video[name] for name in names] for of_video in scored])  # (videos, names, 2)
+    labels = np.array(known)
     return {
         "videos": len(scores),
         "without_annotation": without,
         "frames": frames,
         "frames_without_annotation": sum(len(prediction.attention) for prediction in predictions) - frames,
-        "pointing": _summarize(scores[..., 0]),
-        "mass": _summarize(scores[..., 1]),
+        "pointing": _summarize(scores[..., 0], names),
+        "mass": _summarize(scores[..., 1], names),
         "per_class": {
             classes[label]: {
                 "videos": int((labels == label).sum()),
-                "pointing": _means(scores[labels == label, :, 0]),
-                "mass": _means(scores[labels == label, :, 1]),
+                "pointing": _means(scores[labels == label, :, 0], names),
+                "mass": _means(scores[labels == label, :, 1], names),
             }
             for label in np.unique(labels)
         },
     }
 
 
-def _means(scores: np.ndarray) -> dict:
-    return dict(zip(MAPS, scores.mean(axis=0).tolist(), strict=True))
+def _means(scores: np.ndarray, names: list[str]) -> dict:
+    return dict(zip(names, scores.mean(axis=0).tolist(), strict=True))
 
 
-def _summarize(scores: np.ndarray) -> dict:
-    attention, uniform, centre = scores.T
-    return {
-        **_means(scores),
-        "attention_ci95": mean_interval95(attention),
-        "above_uniform_ci95": mean_interval95(attention - uniform),
-        "above_centre_ci95": mean_interval95(attention - centre),
+def _summarize(scores: np.ndarray, names: list[str]) -> dict:
+    attention, *controls = scores.T
+    above = {
+        f"above_{name}_ci95": mean_interval95(attention - control)
+        for name, control in zip(names[1:], controls, strict=True)
     }
+    return {**_means(scores, names), "attention_ci95": mean_interval95(attention), **above}
 
 
 def _centres(cells: int, size: int) -> np.ndarray:

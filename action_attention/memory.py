@@ -30,7 +30,9 @@ def weight_shapes(build: Callable[[], keras.Model], cube_shape: tuple[int, ...])
     def trace() -> Shapes:
         with keras.StatelessScope(initialize_variables=False):
             model = build()
-            model({"features": keras.KerasTensor((1, 1, *cube_shape)), "mask": keras.KerasTensor((1, 1), "bool")})
+            motion = {"motion": keras.KerasTensor((1, 1, *cube_shape[:2]))} if model.settings.takes_motion else {}
+            features, mask = keras.KerasTensor((1, 1, *cube_shape)), keras.KerasTensor((1, 1), "bool")
+            model({"features": features, "mask": mask, **motion})
             return [tuple(variable.shape) for variable in model.weights]
 
     state = random.getstate()

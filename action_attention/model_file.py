@@ -1,22 +1,26 @@
-"""Reads model files, those of version 0.1 too. Nothing in a file is run."""
+"""Reads model files, those of version 0.1 too, and arrays of a pretrained model. Nothing in a file is run."""
 
 import io
 import math
+import re
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
+import numpy as np
 from keras import ops
 
 from action_attention.files import check_plain
 from action_attention.memory import free_memory, weight_shapes
-from action_attention.models import ActionModel
+from action_attention.models import ActionModel, build_model
 from action_attention.models.upgrade import OLD_MODULE, move_weights
-from action_attention.untrusted import check_arrays, check_stored, complaint, parse_json
+from action_attention.registry import Config
+from action_attention.untrusted import check_arrays, check_stored, complaint, parse_json, read_npz
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = [CONFIG, "metadata.json", WEIGHTS]
@@ -27,6 +31,66 @@ ABOUT = {
     "config": {"name": str, "classes": int, "dtype": (str, {"config": {"name": {"float32", "mixed_bfloat16"}}})},
     "build_config": {"input_shape": {"features": [(int, None), (int, None), int, int, int]}},
 }
+
+
+def new_model(config: Config, classes: int, cube_shape: tuple[int, int, int] | None = None) -> ActionModel:
+    """A model with a config's settings."""
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if config.training.mixed_precision else "float32")
+    try:
+        return build_model(config.model, classes, cube_shape=cube_shape, **vars(config.settings))
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+def by_path(variables: Iterable[keras.Variable], paths: dict[int, str] | None = None) -> dict[str, keras.Variable]:
+    """Variables by their paths, or by `paths` of their `id`, in their order.
+
+    Keras numbers what has no name of its own by how many this process made before; that number is left out, and what is
+    then called alike is numbered.
+    """
+    named: dict[str, keras.Variable] = {}
+    for variable in variables:
+        path = re.sub(r"_\d+(?=/|$)", "", (paths or {}).get(id(variable), variable.path))
+        alike = sum(there.partition("#")[0] == path for there in named)
+        named[f"{path}#{alike}" if alike else path] = variable
+    return named
+
+
+def half_arrays(model: ActionModel) -> dict[str, np.ndarray]:
+    """All weights in float16, by path, in the order of `model.weights`; `load_arrays` reads them back.
+
+    Raises ValueError if one is too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        arrays = {name: np.array(weight, np.float16) for name, weight in by_path(model.weights).items()}
+    if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"float16 cannot hold its {wrong[0]}")
+    return arrays
+
+
+def load_arrays(path: Path, config: Config, classes: int, cube_shape: tuple[int, int, int]) -> ActionModel:
+    """A model of `half_arrays`, not compiled.
+
+    Raises ValueError, before it is made, if the file does not hold the weights of such a model.
+    """
+    _check_cube_shape(cube_shape)
+    wanted = weight_shapes(lambda: new_model(config, classes), cube_shape)
+
+    def check(arrays: dict[str, tuple]) -> None:
+        if list(arrays.values()) != [(shape, np.dtype(np.float16)) for shape in wanted]:
+            numbers = sum(map(math.prod, wanted))
+            raise ValueError(f"it does not hold the {numbers} weights, in float16, of the settings in run.json")
+
+    arrays = read_npz(path, check)
+    if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"its {wrong[0]} is not finite")
+    model = new_model(config, classes, cube_shape)
+    if differ := sorted(by_path(model.weights).keys() ^ arrays.keys()):
+        raise ValueError(f"it and the model differ in {', '.join(differ[:3])}")
+    for name, weight in by_path(model.weights).items():
+        weight.assign(arrays[name])
+    return model
 
 
 def load_keras(path: Path) -> ActionModel:
@@ -78,14 +142,13 @@ class ModelFile:
         if not self.config:
             raise ValueError("it is not a model that is registered here")
         cube_shape = self._cube_shape
-        # the largest that a core makes of locations is the matrix of `locations.neighbourhoods`, as bool and as float32
-        if min(cube_shape) < 1 or 45 * math.prod(cube_shape[:2]) ** 2 > free_memory():
-            raise ValueError(f"it is for cubes {cube_shape}")
+        _check_cube_shape(cube_shape)
         needed = sum(map(math.prod, weight_shapes(self._make, cube_shape)))
         if needed > self._numbers:  # some files of version 0.1 hold more than they need
             raise ValueError(f"its settings are those of {needed} weights, it holds {self._numbers}")
         model = self._make()
-        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool")})
+        motion = {"motion": ops.zeros((1, 1, *cube_shape[:2]))} if model.settings.takes_motion else {}
+        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool"), **motion})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / WEIGHTS
             path.write_bytes(self._weights)
@@ -97,3 +160,10 @@ class ModelFile:
         return self._model.from_config(
             {**self._config, "dtype": dtype if isinstance(dtype, str) else dtype["config"]["name"]}
         )
+
+
+def _check_cube_shape(cube_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a core has the memory for such cubes."""
+    # the largest that it makes of locations is the matrix of `locations.neighbourhoods`, as bool and as float32
+    if min(cube_shape) < 1 or 45 * math.prod(cube_shape[:2]) ** 2 > free_memory():
+        raise ValueError(f"it is for cubes {cube_shape}")

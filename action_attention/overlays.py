@@ -14,11 +14,11 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from action_attention.heatmaps import overlay
+from action_attention.heatmaps import CLOSE_TO_UNIFORM, FULL, overlay, paint, relative_entropy
 from action_attention.metrics import VideoPrediction, rank_classes, running_votes
 
 MIN_WIDTH = 480  # pixels; smaller frames are enlarged, so that the text beside them can be read
-BACKGROUND, PLAIN = (22, 24, 29), (226, 229, 235)
+BACKGROUND, PLAIN, MUTED = (22, 24, 29), (226, 229, 235), (160, 166, 178)
 RIGHT, WRONG, NEUTRAL, OTHER = (74, 201, 106), (255, 99, 92), (106, 170, 255), (88, 94, 106)
 # DejaVu comes with matplotlib and has Latin, Greek, Cyrillic, Hebrew and Arabic letters
 FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -36,13 +36,15 @@ def draw_overlays(
     *,
     width: int | None = None,
     only: Iterable[int] | None = None,
+    heatmap: str = "absolute",
 ) -> Iterator[np.ndarray]:
     """The frames of a video with what the model says of them.
 
     Above a frame: the true class, if it is known, the frame's predicted class and its probability. Over it: its
     heatmap. Below it: a bar of the classes' shares of the vote so far, the true class first, then the others as they
     rank in the end; and the leading class by name. Green is the true class, red a wrong one (of the bar: the leading
-    one); where the truth is unknown, blue stands for both.
+    one); where the truth is unknown, blue stands for both. Below that: what the heatmap's colours mean, and, where the
+    frame's map is close to uniform, these words.
 
     Args:
         frames: RGB, uint8 `(height, width, 3)`, one for each sampled frame.
@@ -51,6 +53,7 @@ def draw_overlays(
         vote: `mode` (shares of the vote are shares of frames won) or `mean` (mean probabilities).
         width: of the drawn frames, pixels; None for the frame's own, but at least MIN_WIDTH.
         only: numbers of the frames to draw, ascending; None for all.
+        heatmap: one of `heatmaps.HEATMAPS`.
 
     Yields RGB frames, uint8, of even height and width and the source's aspect ratio. Reads one frame at a time.
 
@@ -69,7 +72,9 @@ def draw_overlays(
         picture = _resize(frame, width or max(MIN_WIDTH, frame.shape[1]))
         above = _header(picture.shape[1], probabilities, prediction.label, classes)
         below = _vote_bar(picture.shape[1], shares, leader, order, prediction.label, classes)
-        yield np.concatenate([above, overlay(picture, attention), below])
+        close = bool(relative_entropy(attention[None])[0] > CLOSE_TO_UNIFORM)
+        legend = _legend(picture.shape[1], heatmap, close)
+        yield np.concatenate([above, overlay(picture, attention, heatmap), below, legend])
 
 
 def gallery(
@@ -78,6 +83,7 @@ def gallery(
     vote: str,
     columns: int = 6,
     width: int = 288,
+    heatmap: str = "absolute",
 ) -> np.ndarray:
     """Videos under each other, RGB uint8: of each, `columns` annotated frames evenly spaced over its length.
 
@@ -87,11 +93,12 @@ def gallery(
         vote: `mode` or `mean`.
         columns: pictures a row.
         width: of one picture, in pixels; every video keeps its aspect ratio.
+        heatmap: one of `heatmaps.HEATMAPS`.
     """
     lines = []
     for prediction, frames in rows:
         chosen = np.linspace(0, len(frames) - 1, columns).round().astype(int)
-        drawn = draw_overlays(frames, prediction, classes, vote, width=width, only=chosen)
+        drawn = draw_overlays(frames, prediction, classes, vote, width=width, only=chosen, heatmap=heatmap)
         pictures = dict(zip(np.unique(chosen), drawn, strict=True))  # fewer than `columns` where the video is shorter
         gap = ((0, 4), (0, 4), (0, 0))
         lines.append(np.concatenate([np.pad(pictures[n], gap, constant_values=255) for n in chosen], axis=1))
@@ -199,6 +206,31 @@ def _vote_bar(
     y = margin + bar + round(0.9 * size)
     _write_text(draw, margin, y, width - 2 * margin, "votes so far: ", classes[leader], f" {shares[leader]:.0%}",
                 _colour(leader, label))  # fmt: skip
+    return np.asarray(strip)
+
+
+@lru_cache(maxsize=16)
+def _legend(width: int, heatmap: str, close_to_uniform: bool) -> np.ndarray:
+    """The heatmap's colours, as they look over mid grey, and what they mean, RGB uint8 `(height, width, 3)`."""
+    size = round(0.85 * _text_size(width))
+    left, top, length, height = _text_size(width) // 2 + round(0.65 * size), size // 3, 8 * size, size  # of the bar
+    below, beside = round(2.15 * size), left + length + size
+    grey = np.full((height, length, 3), 128, np.uint8)
+    bar = paint(grey, np.tile(np.linspace(0, 1, length), (height, 1)), heatmap)
+    strip = Image.new("RGB", (width, 2 * round(1.5 * size)), BACKGROUND)
+    strip.paste(Image.fromarray(bar), (left, top))
+    draw, font = ImageDraw.Draw(strip), _font(size)
+    if heatmap == "absolute":
+        doublings = FULL.bit_length() - 1
+        for power in range(doublings + 1):
+            x = left + round(power / doublings * (length - 1))
+            draw.line((x, top + height, x, top + height + 2), MUTED)
+            draw.text((x, below), f"{2**power}x", MUTED, font, anchor="mm")
+        draw.text((beside, below), "uniform", MUTED, font, anchor="lm")
+    else:
+        draw.text((left, below), "each frame to its own peak", MUTED, font, anchor="lm")
+    if close_to_uniform:
+        draw.text((beside, top + height // 2), "attention close to uniform", PLAIN, font, anchor="lm")
     return np.asarray(strip)
 
 

@@ -1,15 +1,16 @@
 """A run: its directory, the names of the files there, and reading them back. Nothing else knows these names.
 
 `run.json` (settings, classes, features, versions, best epoch), `split.json` (videos by subset), `flags.txt`,
-`model.keras` (the best model), `last_state.npz` and `history.json` (for `--resume`), `logs` (TensorBoard) and
-`eval/<subset>/` with `metrics.json`, `predictions.csv`, `frames.npz` and pictures.
+`model.keras` (the best model), `last_state.npz` and `history.json` (for `--resume`), `logs` (TensorBoard),
+`calibration.json` (how sure it may be) and `eval/<subset>/` with `metrics.json`, `predictions.csv`, `frames.npz` and
+pictures. A pretrained model is a run that only predicts: `run.json`, `model.npz` (its weights in float16) in place of
+`model.keras`, `calibration.json` and `card.md`; those that this package brings are in `PRETRAINED`.
 """
 
 import csv
 import hashlib
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,18 +24,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from action_attention.calibration import LIMITS
 from action_attention.clips import class_names
 from action_attention.errors import UserError, remedy
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import check_name, check_plain, check_tree
+from action_attention.localization import CONTROLS
 from action_attention.metrics import VideoPrediction
-from action_attention.model_file import ModelFile
+from action_attention.model_file import ModelFile, by_path, load_arrays
 from action_attention.models import ActionModel
 from action_attention.registry import Config, model_names
 from action_attention.settings import VOTES
 from action_attention.untrusted import complaint, read_json, read_npz
 
 FILES = ("run.json", "split.json", "flags.txt", "model.keras", "last_state.npz", "history.json", "logs")
+OF_PRETRAINED = ("model.npz", "calibration.json", "card.md")  # and run.json
+PRETRAINED = Path(__file__).parent / "pretrained"
 SUBSETS = ("train", "validation", "test")
 SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
 
@@ -45,7 +50,7 @@ ABOUT = {
     "classes": [str],
     "cache": {
         "folder": str, "fingerprint?": str, "files?": {str: str},
-        "settings": {"weights": str, "fps": float, "backbone": str, "precision": str},
+        "settings": {"weights": str, "fps": float, "backbone": str, "precision": str}, "cube_shape?": [int, int, int],
     },
     "best?": {"epoch": (int, None)},
     **{name: (str, int, None) for name in ("dataset?", "split?", "validation?")},
@@ -53,16 +58,25 @@ ABOUT = {
 FINISHED = {"epochs": (int, None), "seconds": float, "git": str, "versions": {str: str}}
 SPLIT = {str: [str]}
 HISTORY = [{str: float}]
-_AIM = {"attention": float, "attention_ci95": ([float, float], None), "uniform": float, "centre": float}
+_AIM = {
+    "attention": float, "attention_ci95": ([float, float], None), "uniform": float, "centre": float,
+    **{f"{control}?": float for control in CONTROLS[2:]},  # which versions before 0.3 did not measure
+    **{f"above_{control}_ci95?": ([float, float], None) for control in CONTROLS},
+}  # fmt: skip
 METRICS = {
     **{name: (str, int, None) for name in ("dataset", "split", "validation")},
     "subset": str, "model": str, "seed": int, "weights": str, "videos": int, "vote": set(VOTES),
     **dict.fromkeys(("video_top1", "video_top5", "macro_f1"), float), "video_top1_ci95": [float, float],
-    "per_class": {str: {"accuracy": float, "videos": int}}, "confusion": [[int]],
+    "per_class": {str: {"accuracy": float, "videos": int}}, "confusion": [[int]], "entropy?": float,
     "localization?": {
         "videos": int, "frames": int, "frames_without_annotation": int, "without_annotation": [str],
         "pointing": _AIM, "mass": _AIM,
     },
+}  # fmt: skip
+_FIGURES = {"confidence": float, "accuracy": float, "ece": float}
+CALIBRATION = {
+    "temperature": float, "videos": int, "runs": int, "judged_by": str, "before": _FIGURES, "after": _FIGURES,
+    "threshold": float, "above_threshold": {"share": float, "accuracy": (float, None)},
 }  # fmt: skip
 OF_FRAMES = ("clip_top1", "frame_top1", "cross_entropy")  # null where a model decides on whole videos
 
@@ -82,14 +96,17 @@ class Run:
     def __post_init__(self) -> None:
         self.json_file, self.split_file, self.flags_file = (self.folder / name for name in FILES[:3])
         self.model_file, self.state_file, self.history_file, self.logs = (self.folder / name for name in FILES[3:])
+        self.arrays_file, self.calibration_file, self.card_file = (self.folder / name for name in OF_PRETRAINED)
 
     @classmethod
-    def open(cls, folder: Path, *, of_frames: bool = True, finished: bool = False) -> "Run":
+    def open(cls, folder: Path, *, of_frames: bool = True, finished: bool = False, pretrained: bool = False) -> "Run":
         """Raises UserError if there is no run, if it is damaged or a newer version made it, with `of_frames` if its
-        model decides on whole videos, and with `finished` if its training has not come to its end."""
+        model decides on whole videos, with `finished` if its training has not come to its end, and unless `pretrained`
+        if it is a pretrained model, which has no `split`."""
         run = cls(Path(folder))
         try:
-            run.about, run.split = read_json(run.json_file, MADE_BY), read_json(run.split_file, SPLIT)
+            run.about = read_json(run.json_file, MADE_BY)
+            run.split = {} if run.pretrained else read_json(run.split_file, SPLIT)
             check_tree(run.folder)
             schema = run.about.get("schema_version", 1)
             if schema <= SCHEMA_VERSION:
@@ -106,6 +123,11 @@ class Run:
                 f"{folder} is a run of schema {schema}, this version reads up to {SCHEMA_VERSION}; use the version "
                 f"that made it: {run.made_by}"
             )
+        if run.pretrained and not pretrained:
+            raise UserError(
+                f"{folder} is a pretrained model, which can only predict: it has no lists of videos to train on, "
+                "evaluate or report; make a run of your own with `make train`"
+            )
         if of_frames and not run.of_frames:
             raise UserError(
                 f"{folder} is a run of {run.model_name}, which decides on whole videos and says nothing of their "
@@ -121,6 +143,8 @@ class Run:
             raise ValueError(wrong)
         if not 0 < self.features["fps"] < np.inf:
             raise ValueError(f"cache.settings.fps is {self.features['fps']}")
+        if self.pretrained and "cube_shape" not in self.about["cache"]:
+            raise ValueError("cache.cube_shape is missing")
         for names in self.split.values():
             for name in names:
                 check_name(name)
@@ -129,6 +153,11 @@ class Run:
     def evaluation(self, subset: str) -> Path:
         """The folder of what was predicted for a subset."""
         return self.folder / "eval" / subset
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it is a model to predict with and nothing else."""
+        return self.arrays_file.exists() and not self.model_file.exists()
 
     @property
     def exists(self) -> bool:
@@ -180,6 +209,12 @@ class Run:
     def model(self) -> ActionModel:
         """Its best model. Raises UserError if there is none yet, it cannot be read, or it is not the run's."""
         path, config = self.model_file, self.config
+        if self.pretrained:
+            height, width, channels = self.about["cache"]["cube_shape"]
+            with self._reading(self.arrays_file):
+                model = load_arrays(self.arrays_file, config, len(self.classes), (height, width, channels))
+            model.compile(jit_compile=False)
+            return model
         if not path.is_file():
             raise UserError(f"{self.folder} holds no model.keras yet; let at least one epoch of `make train` finish")
         with self._reading(path):
@@ -203,10 +238,27 @@ class Run:
             yield
         except Exception as error:  # Keras raises whatever its parts raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            again = "get the pretrained model again" if self.pretrained else "train again"
             raise UserError(
                 f"{path} cannot be read as a model of this version, with Keras {version('keras')} ({reason}); it was "
-                f"made by {self.made_by}: use that, or train again"
+                f"made by {self.made_by}: use that, or {again}"
             ) from error
+
+    def calibration(self) -> dict[str, Any] | None:
+        """What `calibration.calibrate` found; None if nobody asked. Raises UserError if the file is damaged."""
+        if not self.calibration_file.exists():
+            return None
+        try:
+            found = read_json(self.calibration_file, CALIBRATION)
+            for name, (low, high) in {"temperature": LIMITS, "threshold": (0, 1)}.items():
+                if not low <= found[name] <= high:
+                    raise ValueError(f"{name} is {found[name]}, not from {low:g} to {high:g}")
+        except ValueError as error:
+            raise UserError(
+                f"{self.calibration_file} is damaged ({error}); make it again with `python -m experiments.calibrate "
+                f"--run_dir={self.folder}`, or remove it"
+            ) from error
+        return found
 
     def metrics(self, subset: str = "test") -> dict[str, Any]:
         """What `evaluate` measured. Raises UserError if the subset has not been evaluated, or the file is damaged."""
@@ -290,6 +342,7 @@ def describe(config: dict[str, Any], cache: FeatureCache, split: dict[str, list[
         "classes": class_names(split["train"]),
         "cache": {
             "folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings,
+            "cube_shape": list(cache.cube_shape),
             "files": {subset: digest for subset, names in split.items() if (digest := files_digest(cache, names))},
         },
         "videos": {subset: len(videos) for subset, videos in split.items()},
@@ -297,6 +350,20 @@ def describe(config: dict[str, Any], cache: FeatureCache, split: dict[str, list[
         "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
     }  # fmt: skip
+
+
+def pretrained_names() -> list[str]:
+    """Of the models that this package brings."""
+    return sorted(path.parent.name for path in PRETRAINED.glob("*/run.json"))
+
+
+def pretrained_folder(name: str) -> Path:
+    """The folder of a model that this package brings. Raises UserError, which lists them, for another name."""
+    names = pretrained_names()
+    if name not in names:
+        there = f"there are {', '.join(names)}" if names else "this installation has none"
+        raise UserError(f"there is no pretrained model {name}: {there}; a run of your own is given by its directory")
+    return PRETRAINED / name
 
 
 def files_digest(cache: Any, names: list[str]) -> str | None:
@@ -316,8 +383,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 def state_variables(model: keras.Model) -> dict[str, keras.Variable]:
     """Everything that the next epoch depends on, by path: weights, seeds of dropout, optimizer.
 
-    Keras numbers what has no name of its own by how many this process made before; that number is left out, and what is
-    then called alike within the model is numbered. Seeds have no path, so theirs is their layer's.
+    Seeds have no path, so theirs is their layer's.
     """
     seeds = {
         id(generator.state): f"{layer.path or layer.name}/seed"
@@ -325,10 +391,5 @@ def state_variables(model: keras.Model) -> dict[str, keras.Variable]:
         if (generator := getattr(layer, "seed_generator", None))
     }
     metrics = {id(variable) for variable in model.metrics_variables}
-    named: dict[str, keras.Variable] = {}
-    for variable in [*model.variables, *model.optimizer.variables]:
-        if id(variable) not in metrics:
-            path = re.sub(r"_\d+(?=/|$)", "", seeds.get(id(variable), variable.path))
-            alike = sum(there.partition("#")[0] == path for there in named)
-            named[f"{path}#{alike}" if alike else path] = variable
-    return named
+    kept = [each for each in [*model.variables, *model.optimizer.variables] if id(each) not in metrics]
+    return by_path(kept, seeds)

@@ -21,7 +21,8 @@ from action_attention.files import locked
 from action_attention.loss import losses
 from action_attention.memory import check_address_space, check_memory, enough_memory, weight_shapes
 from action_attention.metrics import FrameAccuracy, summarize
-from action_attention.models import ActionModel, build_model
+from action_attention.model_file import new_model
+from action_attention.models import ActionModel
 from action_attention.registry import Config, all_settings, find_model
 from action_attention.runs import Run, describe, state_variables
 from action_attention.untrusted import parse_json, read_npz
@@ -88,8 +89,9 @@ def train(
     ):
         if run.exists:
             _check_resumable(run, resume)
-        training = Clips(cache, split["train"], classes, options.clip_length, options.clip_stride)
-        validation = Clips(cache, split["validation"], classes, options.clip_length, options.clip_stride)
+        cut: dict[str, Any] = {"stride": options.clip_stride, "motion": config.settings.takes_motion}
+        training = Clips(cache, split["train"], classes, options.clip_length, **cut)
+        validation = Clips(cache, split["validation"], classes, options.clip_length, **cut)
         # what is saved carries weights only, no optimizer and no losses: it loads without the training code
         state = RunState(run, config, new_model(config, len(classes), cache.cube_shape))
         model = new_model(config, len(classes), cache.cube_shape)
@@ -122,16 +124,6 @@ def train(
         run.about |= {"best": state.best, "epochs": len(state.history), "seconds": state.seconds}
         run.write()
     return run.about
-
-
-def new_model(config: Config, classes: int, cube_shape: tuple[int, int, int] | None = None) -> ActionModel:
-    """A model with a config's settings."""
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if config.training.mixed_precision else "float32")
-    try:
-        return build_model(config.model, classes, cube_shape=cube_shape, **vars(config.settings))
-    finally:
-        keras.config.set_dtype_policy(previous)
 
 
 def choose_threads(model: str) -> None:

@@ -1,9 +1,10 @@
 """Decodes videos in a process of its own: one that crashes or hangs the decoder loses nothing but itself.
 
 The process reads a path a line (JSON) and answers `FRAME` and a frame's bytes for every sampled frame, then `END`, the
-length of what follows in 8 bytes, and JSON: what a cache says of the video, or why it cannot be used. `WAIT` says that
-it reads on. It is killed by its own alarm if a frame takes too long, by its limit if it wants absurd memory, by its
-parent if even that does not end it, and ends with its parent, however that ended.
+length of what follows in 8 bytes, and JSON: what a cache says of the video, or why it cannot be used. The motion maps
+of a video that can be used come last, if they are asked for. `WAIT` says that it reads on. It is killed by its own
+alarm if a frame takes too long, by its limit if it wants absurd memory, by its parent if even that does not end it, and
+ends with its parent, however that ended.
 """
 
 import json
@@ -27,6 +28,7 @@ import numpy as np
 
 from action_attention.errors import UserError
 from action_attention.files import file_sha256
+from data_prep.flow import MotionMaps
 from data_prep.videos import UnusableVideoError, VideoReader
 
 READY, WAIT, FRAME, END = b"r", b"w", b"f", b"e"
@@ -49,14 +51,17 @@ class Decoder:
         fps: sampled frames per second.
         size: side of the square that frames are resized to, pixels.
         timeout: seconds within which the next frame has to come.
+        grid: rows and columns of the motion maps (`flow.MotionMaps`) to make; None for none.
 
     Attributes:
         about: after the last frame, the fields of `Video` that are the file's own.
         remarks: after the last frame, what a person should know of the file.
+        motion: after the last frame, the motion maps, float16 `(frames, rows, columns)`.
     """
 
-    def __init__(self, fps: float, size: int, timeout: float = 60.0):
-        self.fps, self.size, self.timeout = fps, size, timeout
+    def __init__(self, fps: float, size: int, timeout: float = 60.0, grid: tuple[int, int] | None = None):
+        self.fps, self.size, self.timeout, self.grid = fps, size, timeout, grid
+        self.motion: np.ndarray | None = None
         self.about: dict[str, Any] = {}
         self._process: Any = None  # a Popen, whose pipes are there
         self.remarks: list[str] = []
@@ -86,7 +91,8 @@ class Decoder:
                 self._reading.release()
 
     def _start(self) -> Any:
-        command = [sys.executable, "-m", "data_prep.decoder", str(self.fps), str(self.size), str(self.timeout)]
+        numbers = (self.fps, self.size, self.timeout, *(self.grid or ()))
+        command = [sys.executable, "-m", "data_prep.decoder", *map(str, numbers)]
         root = Path(__file__).parents[1]
         for _ in range(STARTS):
             try:  # in a session of its own, out of reach of the terminal's Ctrl-C: stopping it is the parent's business
@@ -131,6 +137,9 @@ class Decoder:
                     yield np.frombuffer(self._receive(process, math.prod(shape)), np.uint8).reshape(shape)
             length = int.from_bytes(self._receive(process, LENGTH_BYTES), "little")
             answer = json.loads(self._receive(process, length))
+            if self.grid and "reason" not in answer:
+                maps = (answer["video"]["frames"], *self.grid)
+                self.motion = np.frombuffer(self._receive(process, 2 * math.prod(maps)), np.float16).reshape(maps)
         except (BrokenPipeError, EOFError):
             pass
         except TimeoutError:
@@ -162,6 +171,8 @@ def _stop(process: subprocess.Popen) -> None:
 
 def main() -> None:
     fps, size, timeout = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    rows, columns = map(int, sys.argv[4:] or (0, 0))
+    cv2.setNumThreads(1)  # the network needs the cores
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the parent is gone
@@ -173,13 +184,16 @@ def main() -> None:
     answers.write(READY)
     answers.flush()
     for line in sys.stdin.buffer:
-        about = _decode(Path(json.loads(line)), fps, size, timeout, answers)
+        motion = MotionMaps((rows, columns)) if rows else None
+        about = _decode(Path(json.loads(line)), fps, size, timeout, answers, motion)
         answer = json.dumps(about).encode()
         answers.write(END + len(answer).to_bytes(LENGTH_BYTES, "little") + answer)
+        if motion and "reason" not in about:
+            answers.write(motion.all().tobytes())
         answers.flush()
 
 
-def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO) -> dict:
+def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO, motion: MotionMaps | None) -> dict:
     def alarm_in(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -202,6 +216,8 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
             answers.write(frame.data)
             answers.flush()
             alarm_in(timeout)
+            if motion:
+                motion.add(reader.picture)
     except UnusableVideoError as error:
         return {"reason": str(error)}
     except OSError as error:

@@ -11,7 +11,7 @@ import math
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -48,6 +48,7 @@ from data_prep.videos import UnusableVideoError, is_utf8, list_videos, passed_ov
 SHARD_VIDEOS = 64
 BATCH_FRAMES = 32
 QUEUE_BATCHES = 4
+BUSY = "another extraction is writing to {}; wait for it or stop it"
 NOT_FINITE = "its features hold NaN or more than float16 can; check the backbone's weights and precision"
 
 
@@ -59,6 +60,7 @@ class VideoEnd:
     video: Video | None = None
     reason: str = ""
     remarks: tuple[str, ...] = ()
+    motion: np.ndarray | None = None
 
 
 @dataclass
@@ -111,8 +113,8 @@ def extract(
     packages = {"tensorflow", "keras", "numpy", "h5py", "hdf5plugin", "av", network.runtime}
     software = {package: version(package) for package in sorted(packages)}
     summary, started = Summary(), time.monotonic()
-    decoder = Decoder(fps, network.input_size, decode_timeout)
-    with locked(features, f"another extraction is writing to {features}; wait for it or stop it"):
+    decoder = Decoder(fps, network.input_size, decode_timeout, network.cube_shape[:2])
+    with locked(features, BUSY.format(features)):
         for part in features.glob("*.part"):  # that a killed one left
             part.unlink()
         shards = _whole_shards(features)
@@ -230,7 +232,8 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
                         batch = empty()
                 class_name, file_name = name.split("/")
                 video = Video(class_name, file_name, 0, **decoder.about)
-                batch.ends.append((batch.count, VideoEnd(name, video, remarks=tuple(decoder.remarks))))
+                end = VideoEnd(name, video, remarks=tuple(decoder.remarks), motion=decoder.motion)
+                batch.ends.append((batch.count, end))
             except UnusableVideoError as error:
                 batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))
         if batch.ends:
@@ -259,7 +262,7 @@ def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
         writer.reject(end.name, end.reason)
         logging.warning("rejected %r: %s", end.name, end.reason)
         return
-    writer.add_video(video, end.remarks)
+    writer.add_video(video, end.remarks, end.motion)
     summary.frames += video.frames
     if video.is_short:
         logging.warning("short: %r decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
@@ -328,6 +331,48 @@ def _gone(shards: list[Shard], names: list[str], videos: Path, features: Path) -
     return set(gone)
 
 
+def add_motion(videos: Path, features: Path, *, decode_timeout: float = 60.0) -> int:
+    """Gives the shards that have no motion maps these, from the same videos, without the network; how many videos.
+
+    Raises UserError: a video is gone or has changed, another extraction is at work, or the cache cannot be written.
+    """
+    with locked(features, BUSY.format(features)):
+        cache = FeatureCache(features)
+        decoder = Decoder(cache.settings["fps"], 8, decode_timeout, cache.cube_shape[:2])  # of frames nothing is used
+        shards, todo = list(cache.shards), [shard for shard in cache.shards if not shard.has_motion]
+        try:
+            with tqdm(total=sum(len(shard.videos) for shard in todo), unit="video", disable=None) as progress:
+                for shard in todo:
+                    maps = {}
+                    for video in shard.videos:
+                        maps[video.name] = _motion_of(video, videos / video.name, decoder)
+                        progress.update()
+                    shards[shards.index(shard)] = _rewritten(shard, shard.videos, maps)
+        except OSError as error:
+            raise UserError(
+                f"{features} cannot be written ({error.strerror}); its shards are safe: {remedy(error)} and run the "
+                "same command again"
+            ) from error
+        finally:
+            decoder.close()
+            for shard in shards:
+                shard.close()
+    return sum(len(shard.videos) for shard in todo)
+
+
+def _motion_of(video: Video, path: Path, decoder: Decoder) -> np.ndarray:
+    """Raises UserError unless the file is the one that the features are of."""
+    try:
+        for _ in decoder.frames(path):
+            pass
+    except UnusableVideoError as error:
+        raise UserError(f"{path} {error}; its features are there: put it back, or extract with --prune") from error
+    if (decoder.about["file_sha256"], decoder.about["frames"]) != (video.file_sha256, video.frames):
+        raise UserError(f"{path} has changed since it was extracted; extract it anew into another --features folder")
+    assert decoder.motion is not None
+    return decoder.motion
+
+
 def _without(shard: Shard, gone: set[str]) -> Shard | None:
     """The shard written anew from its own features without some videos; itself if it has none of them."""
     kept = [video for video in shard.videos if video.name not in gone]
@@ -337,10 +382,15 @@ def _without(shard: Shard, gone: set[str]) -> Shard | None:
         shard.close()
         shard.path.unlink()
         return None
+    return _rewritten(shard, kept, {video.name: shard.motion(video) for video in kept})
+
+
+def _rewritten(shard: Shard, kept: list[Video], motion: Mapping[str, np.ndarray | None]) -> Shard:
+    """The shard written anew from its own features, with these motion maps, in the place of the old one."""
     writer = ShardWriter(shard.path, shard.cube_shape, shard.settings, json.loads(shard.software), shard.compression)
     for video in kept:
         writer.append(shard.read(video.first_row, video.first_row + video.frames), shard.frame_hashes(video))
-        writer.add_video(video, shard.remarks.get(video.name, ()))
+        writer.add_video(video, shard.remarks.get(video.name, ()), motion[video.name])
     for name, reason in shard.rejects.items():
         writer.reject(name, reason)
     writer.commit()
@@ -363,11 +413,16 @@ def define_flags() -> None:
     flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
     flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network (README, Extraction)")
     flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
+    flags.DEFINE_bool("motion_only", False, "add motion maps to a cache that has none; the network does not run")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
 
 
 def main() -> None:
     args = flags.FLAGS
+    if args.motion_only:
+        added = add_motion(Path(args.videos), Path(args.features), decode_timeout=args.decode_timeout)
+        print(f"{args.features}: motion maps of {added} videos were added")
+        return
     try:
         network = build_backbone(args.backbone, args.weights, args.precision, args.runtime, args.grid)
     except UserError as error:

@@ -1,8 +1,8 @@
 """A trained run to ask: a video file or frames in, its classes and where the model looked out.
 
-    run = action_attention.load("runs/first")
-    result = run.predict("clip.mp4")          # or frames, uint8 (n, height, width, 3), with their fps
-    result.top5, result.probabilities, result.attention, result.overlay("out.mp4")
+    run = action_attention.load("runs/first")  # or the name of a pretrained model
+    result = run.predict("clip.mp4")           # or frames, uint8 (n, height, width, 3), with their fps
+    result.answer, result.confidence, result.top5, result.probabilities, result.attention, result.overlay("out.mp4")
 
 A file goes through the extraction that made the run's features, into a temporary feature cache on disk, and is decoded
 a second time for the overlay, so that memory does not grow with its length.
@@ -18,21 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from action_attention.calibration import calibrated
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.evaluation import predict_videos
 from action_attention.features import ArrayFeatures, FeatureCache
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
-from action_attention.runs import Run
+from action_attention.runs import Run, pretrained_folder
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.extract import cache_settings, extract
+from data_prep.flow import motion_maps
+from data_prep.sample import CLASSES
 from data_prep.videos import VideoReader, resize, sampled
 
 GIF_WIDTH = 360  # pixels; a GIF takes ten times the bytes of an MP4
 BATCH = 32
 CAMERA = "is a camera; predict takes a video file: record one with it first"
+CARTOONS = "this model was trained on drawn cartoons (the sample dataset); what it says of real video means nothing"
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Result:
         read: gives the sampled frames, RGB uint8, each with its time in seconds.
         sha256: of the file; empty for frames.
         times: of the frames that were read last, in seconds.
+        calibration: `Run.calibration()`.
     """
 
     prediction: VideoPrediction
@@ -56,10 +62,11 @@ class Result:
     read: Callable[[], Iterable[tuple[float, np.ndarray]]]
     sha256: str = ""
     times: list[float] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Of each sampled frame, `(frames, C)`."""
+        """Of each sampled frame, `(frames, C)`, as the model gives them, calibrated or not."""
         return self.prediction.probabilities
 
     @property
@@ -69,16 +76,33 @@ class Result:
 
     @property
     def top5(self) -> list[dict[str, Any]]:
-        """The likeliest classes: `class`, `votes` (share of frames won) and `probability` (mean over frames)."""
-        wins = self.probabilities.argmax(axis=1)
+        """The likeliest classes: `class`, `votes` (share of frames won) and `probability` (mean over frames).
+
+        Where the run has a calibration, probabilities are calibrated; the order is that of `eval`, which votes with
+        what the model itself says.
+        """
+        wins, means = self.probabilities.argmax(axis=1), self._means()
         return [
-            {
-                "class": self.classes[index],
-                "votes": float((wins == index).mean()),
-                "probability": float(self.probabilities[:, index].mean()),
-            }
+            {"class": self.classes[index], "votes": float((wins == index).mean()), "probability": float(means[index])}
             for index in rank_classes(self.probabilities, self.vote)[:5]
         ]
+
+    @property
+    def confidence(self) -> float:
+        """The winning class's probability, mean over frames: calibrated, or the model's own without a calibration."""
+        return self.top5[0]["probability"]
+
+    @property
+    def answer(self) -> str | None:
+        """The winning class; None if the calibrated confidence is below the calibration's threshold."""
+        unsure = self.calibration and self.confidence < self.calibration["threshold"]
+        return None if unsure else self.top5[0]["class"]
+
+    def _means(self) -> np.ndarray:
+        """Of each class, `(C,)`."""
+        if not self.calibration:
+            return self.probabilities.mean(axis=0)
+        return calibrated(self.probabilities, self.calibration["temperature"]).mean(axis=0)
 
     def labelled(self, label: str | None) -> "Result":
         """The same with the true class, so that overlays show what is right. Raises UserError for an unknown class."""
@@ -87,11 +111,16 @@ class Result:
         known = None if label is None else self.classes.index(label)
         return replace(self, prediction=replace(self.prediction, label=known))
 
-    def overlay(self, path: str | Path, progress: Callable[[Iterable], Iterable] = iter) -> Path:
-        """Draws what the model says and where it looks over the frames, into an `.mp4` or `.gif`."""
+    def overlay(
+        self, path: str | Path, progress: Callable[[Iterable], Iterable] = iter, heatmap: str = "absolute"
+    ) -> Path:
+        """Draws what the model says and where it looks over the frames, into an `.mp4` or `.gif`.
+
+        `heatmap` is one of `heatmaps.HEATMAPS`. Raises UserError for another.
+        """
         path = Path(path)
         width = GIF_WIDTH if path.suffix == ".gif" else None
-        drawn = draw_overlays(self._frames(), self.prediction, self.classes, self.vote, width=width)
+        drawn = draw_overlays(self._frames(), self.prediction, self.classes, self.vote, width=width, heatmap=heatmap)
         write_video(path, progress(drawn), self.fps)
         return path
 
@@ -110,11 +139,11 @@ class Recognizer:
         weights: of the backbone, as for `build_backbone`; None for those that the run names.
         network: the backbone, if there is one already.
 
-    Raises UserError if the model cannot be read, or features as the run's cannot be made.
+    Raises UserError if the model or its calibration cannot be read, or features as the run's cannot be made.
     """
 
     def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
-        self.run, self.config, self.model = run, run.config, run.model()
+        self.run, self.config, self.calibration, self.model = run, run.config, run.calibration(), run.model()
         self.fps = run.features["fps"]
         self.network = network or _build_backbone(run, weights)
         for key, value in cache_settings(self.network, self.fps).items():
@@ -175,7 +204,8 @@ class Recognizer:
             reader = VideoReader(path, self.fps)
             return ((reader.info.sample_time, frame) for frame in reader)
 
-        return Result(prediction, self.classes, vote, about.sampled_fps, read, about.file_sha256)
+        sha256 = about.file_sha256
+        return Result(prediction, self.classes, vote, about.sampled_fps, read, sha256, calibration=self.calibration)
 
     def _predict_frames(self, frames: np.ndarray, fps: float | None, vote: str) -> Result:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -189,22 +219,43 @@ class Recognizer:
             padded = np.stack(batch + batch[-1:] * (BATCH - len(batch)))  # one shape: it is traced once
             cubes.append(self.network(padded)[: len(batch)])
         name = "frames/given"
-        prediction = self._predict(ArrayFeatures({name: np.concatenate(cubes)}), name)
+        motion = motion_maps((frames[number] for number in kept), self.network.cube_shape[:2])
+        prediction = self._predict(ArrayFeatures({name: np.concatenate(cubes)}, {name: motion}), name)
         rate = len(kept) / (len(frames) / fps)
-        return Result(prediction, self.classes, vote, rate, lambda: ((n / fps, frames[n]) for n in kept))
+
+        def read() -> Iterator[tuple[float, np.ndarray]]:
+            return ((number / fps, frames[number]) for number in kept)
+
+        return Result(prediction, self.classes, vote, rate, read, calibration=self.calibration)
 
     def _predict(self, features: FeatureCache | ArrayFeatures, name: str) -> VideoPrediction:
         training = self.config.training
         clips = Clips(
-            features, [name], self.classes, training.clip_length, training.clip_stride, in_memory=False, labelled=False
-        )
+            features, [name], self.classes, training.clip_length, training.clip_stride, in_memory=False,
+            labelled=False, motion=self.config.settings.takes_motion,
+        )  # fmt: skip
         (prediction,) = predict_videos(self.model, clips, training.batch_size)
         return prediction
 
 
 def load(run_dir: str | Path, weights: str | None = None) -> Recognizer:
-    """A trained run by its directory, ready to `predict`. Raises UserError if it cannot be read."""
-    return Recognizer(Run.open(Path(run_dir)), weights)
+    """A trained run by its directory, or a pretrained model by its name, ready to `predict`.
+
+    A path that exists is taken before a pretrained model of that name. Raises UserError if there is neither, or it
+    cannot be read.
+    """
+    folder = Path(run_dir)
+    if folder.name == str(run_dir) and not os.path.exists(run_dir):  # noqa: PTH110 - False for a name too long
+        folder = pretrained_folder(folder.name)
+    run = Run.open(folder, pretrained=True)
+    if of_cartoons(run):
+        logging.warning(CARTOONS)
+    return Recognizer(run, weights)
+
+
+def of_cartoons(run: Run) -> bool:
+    """Whether it was trained on the sample dataset."""
+    return run.about.get("dataset") == "sample" and set(run.classes) <= set(CLASSES)
 
 
 def check_video(video: Any) -> None:

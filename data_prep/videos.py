@@ -80,7 +80,8 @@ class VideoReader:
         size: side of the square that frames are resized to (pixels, bilinear, aspect ratio not kept as in the paper);
             None keeps the file's own size.
 
-    Yields RGB frames, uint8 `(height, width, 3)`, upright. `info` is complete once the iterator is exhausted.
+    Yields RGB frames, uint8 `(height, width, 3)`, upright. `picture` is the last one as it was before it was resized;
+    `info` is complete once the iterator is exhausted.
 
     Raises:
         UnusableVideoError: the file cannot be opened, or no frame of it can be decoded.
@@ -88,6 +89,7 @@ class VideoReader:
 
     def __init__(self, path: Path, fps: float, size: int | None = None):
         self.path, self.fps, self.size = Path(path), fps, size
+        self.picture: Any = None
         self._packets, self._failure = 0, ""
         if not is_utf8(str(path)):
             raise UnusableVideoError("its name is not UTF-8; rename it")
@@ -132,6 +134,7 @@ class VideoReader:
                 info.sample_time = time - start
                 if first is None:
                     info.height, info.width = frame.shape[:2]
+                self.picture = frame
                 frame = resize(frame, self.size) if self.size else frame
                 if first is None:
                     first = frame.copy()

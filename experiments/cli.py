@@ -21,6 +21,8 @@ PROGRAMS = {
     "table": ("experiments.table", "one table of evaluated runs"),
     "report": ("experiments.report", "one page with playing overlays"),
     "predict": ("experiments.predict", "what a video shows and where the model looks"),
+    "calibrate": ("experiments.calibrate", "make a run say how sure it may be"),
+    "package": ("experiments.package", "make a pretrained model of a run"),
     "settings": ("experiments.options", "list the settings of all models"),
 }
 CONFIGS = Path(__file__).parent / "configs"

@@ -10,6 +10,7 @@ from absl import flags
 
 from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
+from action_attention.heatmaps import HEATMAPS
 from action_attention.runs import SUBSETS, Run
 from action_attention.settings import VOTES
 from data_prep import program
@@ -29,6 +30,7 @@ def define_flags() -> None:
         "annotations", None, "file of where the actor is [boxes.json beside the videos, if it is there]"
     )
     flags.DEFINE_enum("vote", None, VOTES, "a video's class from its frames [as trained]")
+    flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
     read_actor = actor_reader(annotations, videos, cache) if annotations else None
-    metrics = evaluate(run_dir, cache, args.subset, args.vote, read_frames, read_actor)
+    metrics = evaluate(run_dir, cache, args.subset, args.vote, read_frames, read_actor, args.heatmap)
     output = Run(run_dir).evaluation(args.subset)
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
     result = table.read_result(run_dir, args.subset)

@@ -18,6 +18,9 @@ from action_attention.settings import kind
 from data_prep.datasets import DUPLICATES, choose_split
 from data_prep.splits import counts
 
+CONFIGS = Path(__file__).parent / "configs"
+PRESETS = ("recommended",)
+
 
 def define_data_flags() -> None:
     """The flags that say which videos train and which are tested."""
@@ -66,6 +69,20 @@ def define_settings(without: tuple[str, ...] = ()) -> None:
             define(name, None, text, lower_bound=low, upper_bound=high)
 
 
+def define_preset() -> None:
+    """`--preset`: the settings of a file in `configs`."""
+    flags.DEFINE_enum("preset", None, PRESETS, "settings by name; what is given beside it counts more")
+
+
+def apply_preset() -> None:
+    """Sets the flags that `--preset`'s file names, but for those that were given."""
+    if flags.FLAGS.preset:
+        for line in (CONFIGS / f"{flags.FLAGS.preset}.flags").read_text().splitlines():
+            name, equals, value = line.removeprefix("--").partition("=")
+            if line.startswith("--") and not flags.FLAGS[name].present:
+                flags.FLAGS[name].parse(value if equals else "true")
+
+
 def given_settings() -> dict[str, Any]:
     """The settings that were given."""
     values = {name: flags.FLAGS[name].value for name in all_settings() if name in flags.FLAGS}
@@ -81,7 +98,7 @@ def write_flags(run_dir: Path, resolved: dict[str, Any]) -> None:
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         value = resolved.get(flag.name, flag.value)
-        if value is not None and flag.name not in ("resume", "run_dir", "import"):
+        if value is not None and flag.name not in ("resume", "run_dir", "import", "preset"):
             lines.append(f"--{flag.name}={str(value).lower() if isinstance(value, bool) else value}\n")
     with run.writing():
         run.flags_file.write_text("".join(lines))

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
+from action_attention.heatmaps import HEATMAPS
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
 from action_attention.runs import SUBSETS, Run
@@ -32,6 +33,7 @@ from experiments import table
 TOP = 5
 FIGURES = ("Video top-5", "Clip top-1", "Frame top-1", "Macro F1")  # `table.COLUMNS`
 LOCALIZATION = {"pointing": "Pointing accuracy of attention", "mass": "Attention mass on the actor"}
+CONTROLS = table.SHARED_CONTROLS | {"permuted": "attention of another video"}
 WIDTH = 360  # pixels of an overlay: its text can be read in a card, and the page's folder stays small
 
 
@@ -95,7 +97,7 @@ def find_videos(videos: str | None, run: EvaluatedRun) -> Path | None:
     return Path(cache.source)
 
 
-def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path]) -> dict:
+def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path], heatmap: str = "absolute") -> dict:
     """Writes each run's overlay of one video; says its `fps` and `aspect`, or in `note` why there is none."""
     if not path.is_file():
         return {"note": f"{path} is gone"}
@@ -104,17 +106,22 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
         for run, file in zip(runs, files, strict=True):
             reader = VideoReader(path, run.fps, size=None)
             fps = min(run.fps, reader.info.fps or run.fps)  # a slower file keeps all its frames, and its own speed
-            drawn = draw_overlays(reader, run.predictions[name], run.run.classes, run.result["vote"], width=WIDTH)
+            said = run.predictions[name], run.run.classes, run.result["vote"]
+            drawn = draw_overlays(reader, *said, width=WIDTH, heatmap=heatmap)
             first = next(drawn)
             write_video(file, chain([first], drawn), fps)
     except UnusableVideoError as error:
         return {"note": f"{path}: {error}"}
+    except UserError:  # no such heatmap
+        raise
     except ValueError:  # more or fewer frames than predictions
         return {"note": f"{path} was evaluated with {evaluated} sampled frames and has another number of them now"}
     return {"fps": fps, "aspect": round(first.shape[1] / first.shape[0], 4)}
 
 
-def draw_videos(root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, int], output: Path) -> dict[str, dict]:
+def draw_videos(
+    root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, int], output: Path, heatmap: str
+) -> dict[str, dict]:
     """Draws the wanted videos (name -> number); returns name -> what `draw_video` says."""
     if root is None:
         cache = runs[0].run.about["cache"]["folder"]
@@ -124,7 +131,7 @@ def draw_videos(root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, i
 
     def draw(name: str) -> dict:
         files = [overlay_path(output, number, wanted[name]) for number, _ in enumerate(runs)]
-        return draw_video(root / name, runs, name, files)
+        return draw_video(root / name, runs, name, files, heatmap)
 
     # Decoding, drawing and encoding release the interpreter's lock. With threads of their own, the heatmaps' small
     # matrix products would take more than twice the processor time.
@@ -142,7 +149,9 @@ def overlay_path(output: Path, run: int, video: int) -> Path:
     return output / "overlays" / f"run{run + 1}" / f"{video:05d}.mp4"
 
 
-def make_report(runs: list[EvaluatedRun], videos: Path | None, output: Path, limit: int) -> dict[str, dict]:
+def make_report(
+    runs: list[EvaluatedRun], videos: Path | None, output: Path, limit: int, heatmap: str = "absolute"
+) -> dict[str, dict]:
     """Writes the report; returns name -> what was drawn of each video.
 
     The page comes last and an older one goes first, so that a page never shows what is not there.
@@ -154,7 +163,8 @@ def make_report(runs: list[EvaluatedRun], videos: Path | None, output: Path, lim
     names = sorted(runs[0].predictions)
     galleries = [run.galleries(limit) for run in runs]
     shown = {name for of_run in galleries for gallery in of_run for name in gallery}
-    drawn = draw_videos(videos, runs, {name: number for number, name in enumerate(names) if name in shown}, output)
+    wanted = {name: number for number, name in enumerate(names) if name in shown}
+    drawn = draw_videos(videos, runs, wanted, output, heatmap)
     page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     part = output / "index.html.part"
     part.write_text(page.replace("{{data}}", _embedded(_page_data(runs, names, galleries, drawn))), encoding="utf-8")
@@ -238,9 +248,18 @@ def _figures(runs: list[EvaluatedRun]) -> list:
             shown[name] = f"{found['attention']:.1%}" + (
                 f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
             )
-            shown[f"{name}: uniform, centre"] = f"{found['uniform']:.1%}, {found['centre']:.1%}"
+            shown |= {f"{name}, control: {title}": _control(found, key) for key, title in CONTROLS.items()}
         columns.append(shown)
     return _rows(columns)
+
+
+def _control(found: dict, name: str) -> str:
+    """A control's score, and the 95 % interval of how far the attention is above it, paired by video."""
+    if name not in found:
+        return "-"
+    above = found.get(f"above_{name}_ci95")
+    points = " (attention minus it: {:+.1f} to {:+.1f} points)".format(*(100 * end for end in above)) if above else ""
+    return f"{found[name]:.1%}{points}"
 
 
 def _rows(columns: list[dict[str, str]]) -> list:
@@ -283,13 +302,14 @@ def define_flags() -> None:
     flags.DEFINE_enum("subset", "test", SUBSETS, "which evaluation")
     flags.DEFINE_string("videos", None, "folder of the videos [where they were extracted]")
     flags.DEFINE_integer("videos_per_gallery", 0, "most confident ones of each run; 0: all", lower_bound=0)
+    flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
 
 
 def main() -> None:
     args = flags.FLAGS
     runs = read_runs([Path(folder) for folder in args.run_dir], args.subset)
     output = Path(args.output)
-    drawn = make_report(runs, find_videos(args.videos, runs[0]), output, args.videos_per_gallery)
+    drawn = make_report(runs, find_videos(args.videos, runs[0]), output, args.videos_per_gallery, args.heatmap)
     without = sum("note" in said for said in drawn.values())
     if without:
         print(f"WARNING: {without} of {len(drawn)} videos could not be drawn; the page says why", file=sys.stderr)

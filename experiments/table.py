@@ -21,6 +21,11 @@ ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "con
 RANDOM_WEIGHTS = "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing."
 TUTORIAL = "TUTORIAL PROTOCOL: chosen on test videos"
 COLUMNS = ("video_top5", "clip_top1", "frame_top1", "macro_f1")
+MEASURES = ("pointing", "mass")
+SHARED_CONTROLS = {
+    "uniform": "uniform attention", "centre": "centre of the frame", "motion": "motion alone",
+    "motion_centre": "motion x centred Gaussian",
+}  # fmt: skip
 UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row does not name beside its model
 # what --output writes of a run, as `untrusted.complaint` takes it
 RESULT = {
@@ -71,22 +76,53 @@ def markdown(results: list[dict]) -> str:
 
 
 def localization(results: list[dict]) -> str:
-    """A Markdown table of how much of the attention is on the actor, of the results that say so; empty if none does."""
+    """A Markdown table of how much of the attention is on the actor, of the results that say so; empty if none does.
+
+    Below the models of a split stand the controls that are the same for all of them, "-" where no result has one. What
+    the attention of another video would have scored depends on the model and stands in its row.
+    """
     results = [result for result in results if "localization" in result]
     lines = [
-        "| attention on the actor | model | seeds | pointing accuracy | 95 % interval | uniform | centre | mass "
-        "| 95 % interval | uniform | centre |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| attention on the actor | model or control | seeds | pointing accuracy | 95 % interval "
+        "| with another video's maps | mass | 95 % interval | with another video's maps |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    parts: list[tuple[str, dict[str, list[str]], list[list[str]]]] = []  # where, controls, rows of models
     for runs in _rows(results):
-        shown = []
-        for measure in ("pointing", "mass"):
+        (where, *about), shown = _about(runs), []
+        for measure in MEASURES:
             found = [run["localization"][measure] for run in runs]
             values = np.array([each["attention"] for each in found])
             shown += _mean_and_interval(values, found[0]["attention_ci95"])
-            shown += [f"{found[0][baseline]:.1%}" for baseline in ("uniform", "centre")]
-        lines.append(f"| {' | '.join([*_about(runs), *shown])} |")
+            permuted = _mean([{"permuted": None, **each} for each in found], "permuted")
+            shown.append("-" if permuted is None else f"{permuted:.1%}")
+        controls = _controls(runs)
+        for of_part, known, models in parts:
+            if of_part == where and all(known.get(name, said) == said for name, said in controls.items()):
+                known.update(controls)  # a result of before version 0.3 knows fewer
+                models.append([where, *about, *shown])
+                break
+        else:
+            parts.append((where, controls, [[where, *about, *shown]]))
+    for where, known, rows in parts:
+        for name, title in SHARED_CONTROLS.items():
+            pointing, mass = known.get(name, ("-", "-"))
+            rows.append([where, f"control: {title}", "-", pointing, "-", "-", mass, "-", "-"])
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) if results else ""
+
+
+def _controls(runs: list[dict]) -> dict[str, list[str]]:
+    """Pointing accuracy and mass, in words, of the controls that do not depend on the model, as far as they are known.
+
+    They are alike in all runs of a row: the first run that knows one tells it.
+    """
+    known: dict[str, list[str]] = {}
+    for run in runs:
+        found = [run["localization"][measure] for measure in MEASURES]
+        here = {name: [f"{each[name]:.1%}" for each in found if name in each] for name in SHARED_CONTROLS}
+        known = {name: said for name, said in here.items() if len(said) == len(MEASURES)} | known
+    return known
 
 
 def over_splits(results: list[dict]) -> str:

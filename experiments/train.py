@@ -25,12 +25,14 @@ def define_flags() -> None:
         "validation", "source", VALIDATIONS, "by film or recording from the training list; from the test list; none"
     )
     flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
+    options.define_preset()
     options.define_settings()
     flags.adopt_module_key_flags(options)
 
 
 def main() -> None:
     args = flags.FLAGS
+    options.apply_preset()
     cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
     config = Config.of(args.model, **options.given_settings())
     split, about = options.split_as_flagged(cache, run_dir, config.training.seed, args.validation)

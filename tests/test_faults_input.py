@@ -38,7 +38,7 @@ from experiments import options, report
 from tests import test_report
 from tests.conftest import CLASSES, write_video
 from tests.test_hmdb51 import pack, rar, tree
-from tests.test_programs import PACKAGES, dangerous_calls
+from tests.test_programs import PACKAGES, dangerous_files
 from tests.test_report import CHROMIUM, CHROMIUM_FLAGS
 from tests.test_training import ABOUT, config, edit, history_of, make_run
 
@@ -375,11 +375,11 @@ def test_model_and_array_files_that_carry_code(run_dir, cache, split, tmp_path, 
 
 def test_no_code_of_ours_trusts_a_file(fault):
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    found = {str(path): calls for path in files if (calls := dangerous_calls(path.read_text()))}
-    assert found == {}
+    assert dangerous_files() == {"data_prep/backbones/pytorch_file.py": ["pickle"]}  # whose every name is checked
     fault(
         "Our own code: pickle, allow_pickle, safe_mode=False, eval, exec, shell=True and their like", len(files),
-        "none, in any source file", f"{len(files)} files parsed, none found",
+        "none but one unpickler, for PyTorch's files, that knows five harmless names",
+        f"{len(files)} files parsed, no other found",
     )  # fmt: skip
 
 

@@ -448,19 +448,19 @@ program.run(predict.main, predict.define_flags)
 
 
 def test_predictions_that_are_ended_leave_nothing(run_dir, tmp_path, fault):
-    video, tried = film(tmp_path / "clip.mp4", 3_000), 0
+    video, tried = film(tmp_path / "clip.mp4", 6_000), 0
     for place in ("features", "drawing"):
         output = tmp_path / place
         command = [sys.executable, "-c", PREDICTS_ONE, f"--run_dir={run_dir}", f"--video={video}", f"--output={output}"]
-        process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wanted = {"features": ".features-*/*.part", "drawing": "*.mp4.part"}[place]
-        while not list(output.glob(wanted)):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        time.sleep(0.3)
-        assert list(output.iterdir())
-        process.terminate()
-        process.communicate(timeout=60)
+        with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while not list(output.glob(wanted)):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
+            time.sleep(0.3)
+            assert list(output.iterdir())
+            process.terminate()
+            process.communicate(timeout=60)
         assert process.returncode == 143
         assert not list(output.iterdir())
         tried += 1

@@ -5,8 +5,12 @@ import pytest
 from scipy import stats
 
 from action_attention.errors import UserError
-from action_attention.localization import Actor, localize, locate
+from action_attention.evaluation import evaluate
+from action_attention.features import FeatureCache
+from action_attention.localization import Actor, localize, locate, motion_controls, permute
 from action_attention.metrics import VideoPrediction, mean_interval95
+from action_attention.runs import Run
+from tests.test_training import config, make_run
 
 UNIFORM = np.full((1, 7, 7), 1 / 49)
 
@@ -116,8 +120,12 @@ def test_videos_count_once_beside_their_baselines_and_by_class():
         assert scores["above_centre_ci95"] == pytest.approx(mean_interval95(np.array([2 / 3 - 1, 0])))
     assert found["per_class"].keys() == {"a", "b"}
     assert found["per_class"]["a"]["videos"] == 1
-    assert found["per_class"]["a"]["pointing"] == pytest.approx({"attention": 2 / 3, "uniform": 1 / 49, "centre": 1})
-    assert found["per_class"]["b"]["mass"] == pytest.approx({"attention": 0, "uniform": 2 / 49, "centre": 0})
+    assert found["per_class"]["a"]["pointing"] == pytest.approx(
+        {"attention": 2 / 3, "uniform": 1 / 49, "centre": 1, "permuted": 1}
+    )
+    assert found["per_class"]["b"]["mass"] == pytest.approx(
+        {"attention": 0, "uniform": 2 / 49, "centre": 0, "permuted": 0}
+    )
 
 
 def test_frames_and_videos_without_an_actor_do_not_count_and_are_told():
@@ -163,3 +171,147 @@ def test_a_grid_need_not_be_square(rows, columns):
     assert found["mass"] == pytest.approx({
         "attention": 1 / 2, "uniform": (2 / cells + 0.5 / cells) / 2, "centre": 0.5 / 2, "attention_ci95": None,
         "above_uniform_ci95": None, "above_centre_ci95": None})  # fmt: skip
+
+
+DOT = (((0, 0), (1, 2)), ((2, 4), (6, 6)))  # where it is in each frame of two videos
+
+
+def dots():
+    """Two videos whose actor, one cell, is where the motion is; the first attends to the centre, the other to it."""
+    actors, motions, predictions = {}, {}, []
+    for number, cells in enumerate(DOT):
+        name = f"{'ab'[number]}/1"
+        actors[name] = Actor(spots(*cells), spots(*cells))
+        motions[name] = (7.5 * spots(*cells)).astype(np.float16)
+        predictions.append(VideoPrediction(name, number, None, spots(*cells) if number else spots((3, 3), (3, 3))))
+    return predictions, actors, motions
+
+
+def gaussian(row, column):
+    """exp(-distance² / (2 · 1.5²)) from the middle of a 7x7 grid."""
+    return np.exp(-((row - 3) ** 2 + (column - 3) ** 2) / 4.5)
+
+
+def test_the_motion_of_a_moving_dot_points_at_it_and_its_intervals_are_paired():
+    predictions, actors, motions = dots()
+    found = localize(predictions, ["a", "b"], actors.get, motions.get)
+    for key in ("pointing", "mass"):
+        scores = found[key]
+        assert (scores["attention"], scores["motion"], scores["motion_centre"]) == (0.5, 1, 1)  # all motion is there
+        for control in ("motion", "motion_centre"):
+            assert scores[f"above_{control}_ci95"] == pytest.approx(mean_interval95(np.array([-1.0, 0])))
+        # the first video has its own maps' miss for the other's, the other has the first's for its own
+        assert scores["permuted"] == 0
+        assert scores["above_permuted_ci95"] == pytest.approx(mean_interval95(np.array([0, 1.0])))
+    assert found["per_class"]["b"]["pointing"] == pytest.approx(
+        {"attention": 1, "uniform": 1 / 49, "centre": 0, "motion": 1, "motion_centre": 1, "permuted": 0}
+    )
+
+
+def test_motion_shares_the_mass_and_the_centre_decides_between_two_that_move():
+    """A corner moves three times as much as a cell beside the middle, where the actor is."""
+    motion = (3 * spots((0, 0)) + spots((3, 4))).astype(np.float16)
+    actor = one_box(40, 30, 50, 40)
+    found = localize([VideoPrediction("a/1", 0, None, UNIFORM)], ["a"], lambda _: actor, lambda _: motion)
+    weighted = gaussian(3, 4) / (gaussian(3, 4) + 3 * gaussian(0, 0))
+    assert found["pointing"]["motion"] == 0
+    assert found["mass"]["motion"] == pytest.approx(1 / 4)
+    assert found["pointing"]["motion_centre"] == 1
+    assert found["mass"]["motion_centre"] == pytest.approx(weighted, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (5, 6)])
+def test_maps_of_motion_are_stated_in_numpy_and_a_still_frame_is_uniform(shape):
+    motion = np.random.default_rng(0).random((3, *shape)).astype(np.float16)
+    motion[1] = 0
+    expected = motion.astype(float)
+    expected[1] = 1
+    row, column = np.indices(shape)
+    middle = (shape[0] - 1) / 2, (shape[1] - 1) / 2
+    weighted = expected * np.exp(-((row - middle[0]) ** 2 + (column - middle[1]) ** 2) / (2 * 1.5**2))
+    maps = motion_controls(motion)
+    np.testing.assert_allclose(maps["motion"], expected / expected.sum(axis=(1, 2), keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(maps["motion_centre"], weighted / weighted.sum(axis=(1, 2), keepdims=True), rtol=1e-12)
+    assert not motion[1].any()  # it is not written into
+    # all locations of a still frame tie, so it points as uniform attention does: by the actor's share of the frame
+    actor = Actor.from_boxes(np.array([(0, 0, 30, 35)]), (60, 70), shape)
+    assert locate(maps["motion"][1:2], actor)[0] == pytest.approx([1 / 4, 1 / 4])
+    # and the Gaussian's largest locations are those around the middle: two columns of six are as near to it
+    peaks = (maps["motion_centre"][1] == maps["motion_centre"][1].max()).nonzero()
+    assert np.transpose(peaks).tolist() == ([[3, 3]] if shape == (7, 7) else [[2, 2], [2, 3]])
+
+
+@pytest.mark.parametrize("read", [None, lambda name: None, lambda name: UNIFORM if name == "a/1" else None])
+def test_motion_that_is_not_known_of_all_scored_videos_leaves_its_keys_out(read):
+    actor = one_box(0, 0, 10, 10)
+    predictions = [VideoPrediction(f"a/{number}", 0, None, UNIFORM) for number in (1, 2)]
+    found = localize(predictions, ["a"], lambda _: actor, read)
+    keys = ["attention", "uniform", "centre", "permuted"]
+    above = [f"above_{name}_ci95" for name in keys[1:]]
+    assert list(found["pointing"]) == list(found["mass"]) == [*keys, "attention_ci95", *above]
+    assert list(found["per_class"]["a"]["mass"]) == keys
+    if read and read("a/1") is not None:  # the other one is not scored
+        found = localize(predictions, ["a"], {"a/1": actor}.get, read)
+        assert found["pointing"]["motion"] == pytest.approx(1 / 49)
+
+
+def test_permuted_maps_are_the_other_videos_by_place_in_it():
+    """Frame k of 5 is frame floor(3 k / 5) of the other's 3: 0, 0, 1, 1, 2; of those, 2 of 3 are told back."""
+    long, short = spots((0, 0), (0, 1), (0, 2), (0, 3), (0, 4)), spots((1, 0), (1, 1), (1, 2))
+    seen = spots((1, 0), (1, 0), (1, 1), (1, 1), (1, 2)), spots((0, 0), (0, 1), (0, 3))
+    predictions = [VideoPrediction("a/long", 0, None, long), VideoPrediction("b/short", 1, None, short)]
+    actors = {each.name: Actor(maps, maps) for each, maps in zip(predictions, seen, strict=True)}
+    for order in (predictions, predictions[::-1]):
+        found = localize(order, ["a", "b"], actors.get)
+        assert found["pointing"]["permuted"] == found["mass"]["permuted"] == 1
+        assert found["pointing"]["attention"] == 0
+    shown = np.array([False, True, False, False, True])[:, None, None]  # the actor is in two of the frames only
+    maps = seen[0] * shown
+    maps[1] = spots((6, 6))
+    found = localize(predictions, ["a", "b"], {"a/long": Actor(maps, maps)}.get)
+    assert found["frames"] == 2
+    assert found["pointing"]["permuted"] == 1 / 2
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (3, 2, 4), (5, 5), (1, 4, 1, 2), (4, 1), (6,), (2, 2, 2)])
+def test_every_video_gets_another_of_another_class_where_that_can_be(counts):
+    predictions = [
+        VideoPrediction(f"{'dcba'[label]}/{number}", label, None, UNIFORM)
+        for label, count in enumerate(counts)
+        for number in range(count)
+    ]
+    others = permute(predictions)
+    assert others.keys() == {prediction.name for prediction in predictions}
+    assert {other.name for other in others.values()} == others.keys()  # each is given once
+    assert all(name != other.name for name, other in others.items())
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert permute([predictions[index] for index in rng.permutation(len(predictions))]) == others
+    alike = sum(name[0] == other.name[0] for name, other in others.items())
+    assert alike == max(0, 2 * max(counts) - sum(counts))  # what of the largest class the others cannot take
+
+
+def test_a_single_video_has_no_other():
+    assert permute([VideoPrediction("a/1", 0, None, UNIFORM)]) == permute([]) == {}
+    found = localize([VideoPrediction("a/1", 0, None, UNIFORM)], ["a"], lambda _: one_box(0, 0, 10, 10))
+    assert "permuted" not in found["pointing"]
+    assert "above_permuted_ci95" not in found["mass"]
+
+
+def test_evaluate_takes_the_motion_of_a_cache_that_has_it(cache, cache_folder, split, tmp_path, monkeypatch):
+    run_dir = make_run(tmp_path / "run", cache_folder, split, config("softmax", epochs=1))
+
+    def corner(name):
+        maps = np.zeros((cache.videos[name].frames, *cache.cube_shape[:2]))
+        maps[:, 0, 1] = 1
+        return maps
+
+    known = {}
+    for has_motion in (False, True):
+        monkeypatch.setattr(FeatureCache, "has_motion", has_motion)
+        monkeypatch.setattr(cache, "read_motion", corner)
+        evaluate(run_dir, cache, read_actor=lambda name: Actor(corner(name), corner(name)))
+        known[has_motion] = Run.open(run_dir).metrics()["localization"]["pointing"]
+    assert "motion" not in known[False]
+    assert (known[True]["motion"], known[True]["motion_centre"]) == (1, 1)
+    assert {**known[True], **known[False]} == known[True]

@@ -16,7 +16,7 @@ VARIABLES = re.findall(r"^([A-Z_]+) *\?=", (ROOT / "Makefile").read_text(), re.M
 FLAGS = {
     "download": {"OUTPUT": "output", "ARCHIVES": "archive"},
     "audit": {"VIDEOS": "videos", "SPLITS": "splits", "SPLIT": "split", "OUTPUT": "output"},
-    "extract": {"VIDEOS": "videos", "FEATURES": "features"},
+    "extract": {"VIDEOS": "videos", "FEATURES": "features", "BACKBONE": "backbone"},
     "inspect": {"FEATURES": "features"},
     "train": {"FEATURES": "features", "SPLITS": "splits", "SPLIT": "split", "MODEL": "model", "VIDEOS": "videos",
               "RUN_DIR": "run_dir"},
@@ -32,7 +32,7 @@ FLAGS = {
 }  # fmt: skip
 OTHERS = {
     "help": (), "setup": (), "test": ("ARGS",), "test-slow": ("ARGS",), "faults": ("ARGS",), "lint": (),
-    "demo": ("DEMO",), "constraints": ("ARGS",), "clean": ("DEMO",),
+    "demo": ("DEMO", "BACKBONE"), "constraints": ("ARGS",), "clean": ("DEMO",),
 }  # fmt: skip
 GENERAL = ("PYTHON", "VENV")
 ODD = """it's "odd"  $HOME $(error x) $$ 100% `id` \\ é;&|<*?,)(!~="""
@@ -175,7 +175,7 @@ def test_defaults(checkout):
         ((_, _, *arguments),) = calls_of(checkout, target)
         assert arguments == flags
     assert calls_of(checkout, "predict", VIDEO="v") == [
-        ["-m", "experiments.predict", runs, "--video=v", "--output=runs/alstm-split1/predictions"]
+        ["-m", "experiments.predict", "--pretrained=jhmdb21", "--video=v"]
     ]
     assert calls_of(checkout, "fuzz") == [["tests/fuzz.py", "--seconds=600"]]
     # the default folder of HMDB-51 is for HMDB-51: eval and report know where their run's videos were
@@ -227,6 +227,21 @@ def test_several_runs(checkout, target):
         assert runs(ARGS="--results=F", MODEL="softmax") == ["runs/softmax-split1"]
 
 
+def test_the_pretrained_model_predicts_unless_a_run_is_given(checkout):
+    def passed(**given):
+        ((_, _, *arguments),) = calls_of(checkout, "predict", VIDEO="v", **given)
+        return [argument for argument in arguments if argument != "--video=v"]
+
+    assert passed(OUTPUT="o") == ["--pretrained=jhmdb21", "--output=o"]
+    assert passed(OUTPUT="") == ["--pretrained=jhmdb21"]
+    assert passed(RUN_DIR="r") == passed(environment={"VIDEO": "v", "RUN_DIR": "r"}) == ["--run_dir=r"]
+    assert passed(MODEL="softmax") == ["--run_dir=runs/softmax-split1"]
+    assert passed(SPLIT=2, OUTPUT="o") == ["--run_dir=runs/alstm-split2", "--output=o"]
+    assert passed(ARGS="--pretrained=other") == ["--pretrained=other"]
+    assert passed(ARGS="--run_dir=mine") == ["--run_dir=mine"]
+    assert passed(ARGS="--run_dir=mine", RUN_DIR="r") == ["--run_dir=r", "--run_dir=mine"]
+
+
 def test_the_report_stands_in_the_first_run(checkout):
     def output(**given):
         (arguments,) = calls_of(checkout, "report", **given)
@@ -252,7 +267,7 @@ def test_archives_are_a_list(checkout):
 def test_a_newline_is_a_character_like_others(checkout):
     video = "two\nlines\n'$x"
     (arguments,) = calls_of(checkout, "predict", VIDEO=video, RUN_DIR=video)
-    assert arguments[2:] == [f"--run_dir={video}", f"--video={video}", f"--output={video}/predictions"]
+    assert arguments[2:] == [f"--run_dir={video}", f"--video={video}"]
 
 
 def test_a_virtual_environment_and_a_demo_with_every_punctuation(checkout):
@@ -287,7 +302,7 @@ def test_what_must_have_a_value_is_refused_without_one(checkout, target, name):
 
 
 def test_no_video_and_no_runs(checkout):
-    assert refusal(checkout, "predict") == "make predict: say which video: make predict VIDEO=FILE RUN_DIR=..."
+    assert refusal(checkout, "predict") == "make predict: say which video: make predict VIDEO=FILE"
     sentence = "make tensorboard: RUNS=typo is not there; say which folder holds the runs"
     assert refusal(checkout, "tensorboard", RUNS="typo") == sentence
 

@@ -102,7 +102,9 @@ def test_golden_outputs(name):
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"alstm, conv_alstm, avg_lstm, max_lstm, softmax\. Received: name='lstm'"):
+    with pytest.raises(
+        ValueError, match=r"alstm, attentive_pool, conv_alstm, avg_lstm, max_lstm, softmax\. Received: name='lstm'"
+    ):
         build_model("lstm", 4)
 
 

@@ -7,12 +7,16 @@ import av
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from action_attention import overlays
+from action_attention.errors import UserError
 from action_attention.evaluation import draw_gallery
+from action_attention.heatmaps import HEATMAPS, overlay
 from action_attention.metrics import VideoPrediction
 from action_attention.overlays import (
     BACKGROUND,
+    MUTED,
     NEUTRAL,
     OTHER,
     PLAIN,
@@ -119,6 +123,122 @@ def test_the_bar_of_a_mean_vote_shows_mean_probabilities():
     assert lengths[RIGHT] == pytest.approx(0.45 * width, abs=3)  # (0.8 + 0.1) / 2, a tie that the first class leads
 
 
+def looking(*maps):
+    """A prediction with these attention maps, one a frame."""
+    probabilities = np.tile([0.8, 0.1, 0.1], (len(maps), 1))
+    return VideoPrediction("a/b.avi", 0, probabilities, np.array(maps, float), [probabilities], None)
+
+
+def peaked(times):
+    """A 7x7 map whose central location weighs so many times uniform, the others alike."""
+    attention = np.full((7, 7), (1 - times / 49) / 48)
+    attention[3, 3] = times / 49
+    return attention
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """Every text that is drawn, in order."""
+    said, write = [], ImageDraw.ImageDraw.text
+
+    def record(draw, place, text, *arguments, **settings):
+        said.append(text)
+        return write(draw, place, text, *arguments, **settings)
+
+    overlays._legend.cache_clear()
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    yield said
+    overlays._legend.cache_clear()
+
+
+def legend_bar(drawn):
+    """The legend's bar, and the columns of its ticks within it."""
+    below = parts(drawn)[2]
+    ticked = next(y for y in range(len(below)) if 2 <= count(below[y : y + 1], MUTED) <= 4)
+    ticks = np.flatnonzero((below[ticked] == MUTED).all(axis=1))
+    return below[ticked - 1, ticks[0] : ticks[-1] + 1], ticks - ticks[0]
+
+
+@pytest.mark.parametrize("width", [288, 360, 480, 1280])
+def test_the_legends_colours_are_those_of_locations_that_weigh_as_much(width, words):
+    """Over mid grey, which the frame is: 1, 2, 4 and 8 times uniform, at ticks with these numbers."""
+    drawn = draw(looking(*map(peaked, (1, 2, 4, 8))), width=width)
+    bar, ticks = legend_bar(drawn[0])
+    assert len(ticks) == 4
+    assert [text for text in words if text[0].isdigit() or text == "uniform"][:5] == ["1x", "2x", "4x", "8x", "uniform"]
+    np.testing.assert_allclose(np.diff(ticks), (len(bar) - 1) / 3, atol=1)
+    for picture, tick in zip(drawn, ticks, strict=True):
+        _, frame, _ = parts(picture)
+        centre = frame[len(frame) // 2, width // 2].astype(int)
+        np.testing.assert_allclose(bar[tick], centre, atol=5)  # there is no pixel just at the centre
+    assert np.array_equal(bar[0], (128, 128, 128))
+    assert bar[-1][0] > bar[-1][1] + 60  # red
+
+
+@pytest.mark.parametrize("width", [288, 360, 480])
+def test_the_legend_takes_no_pixel_of_the_picture_and_ends_within_the_frame(width):
+    above, frame, below = parts(*draw(looking(peaked(1)), width=width))
+    assert np.array_equal(frame, cv2.resize(GREY, frame.shape[1::-1]))  # as tall as the frame, and nothing in it
+    assert 2 * len(above) > len(below) > 40
+    assert count(below[:, -7:], BACKGROUND) == 7 * len(below)
+    assert count(below, PLAIN) > 10  # the sentence
+    assert count(below, MUTED) > 10
+
+
+def test_a_map_close_to_uniform_is_called_so_and_no_other(words):
+    """From 0.98 of uniform's entropy: half of the locations with 1.3 and half with 0.7 are above, 1.5 and 0.5 below."""
+    close = "attention close to uniform"
+    halves = [np.where(np.arange(48).reshape(6, 8) % 2, 1 + by, 1 - by) / 48 for by in (0.3, 0.5)]
+    for attention, expected in ((np.full((7, 7), 1 / 49), True), (halves[0], True), (halves[1], False),
+                                (peaked(8), False), (peaked(49), False), (np.full((7, 7), np.nan), False)):  # fmt: skip
+        for heatmap in HEATMAPS:
+            words.clear()
+            overlays._legend.cache_clear()
+            (drawn,) = draw(looking(attention), heatmap=heatmap)
+            assert (close in words) == expected
+            assert (count(parts(drawn)[2], PLAIN) > 0) == expected
+
+
+def test_each_frame_is_judged_by_its_own_map():
+    below = [parts(drawn)[2] for drawn in draw(looking(peaked(8), peaked(1), peaked(8)))]
+    assert [count(each, PLAIN) > 0 for each in below] == [False, True, False]
+
+
+def test_the_tutorials_legend_says_that_each_frame_is_scaled_to_its_own_peak(words):
+    (drawn,) = draw(looking(peaked(4)), heatmap="tutorial")
+    assert "each frame to its own peak" in words
+    assert not {"1x", "2x", "4x", "8x", "uniform"} & set(words)
+    hottest, below = overlay(GREY, peaked(4), "tutorial")[120, 160], parts(drawn)[2]
+    assert np.abs(below.astype(int) - hottest).max(axis=2).min() <= 3  # is in the bar
+    words.clear()
+    (drawn,) = draw(looking(peaked(4)))
+    assert "each frame to its own peak" not in words
+
+
+def test_the_legend_can_be_read_in_a_gif(tmp_path):
+    """360 pixels wide, with 256 colours a frame: the bar goes from grey over green to red, the sentence stands out."""
+    frame = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    frame = cv2.resize(frame, (320, 240), interpolation=cv2.INTER_CUBIC)  # of many colours
+    drawn = draw(looking(*[peaked(1)] * 3), frame, width=360)
+    write_video(tmp_path / "a.gif", iter(drawn), 10.0)
+    with Image.open(tmp_path / "a.gif") as file:
+        shown = np.asarray(file.convert("RGB")).astype(int)
+    legend = len(drawn[0]) - len(overlays._legend(360, "absolute", True))
+    assert np.abs(shown[legend:] - drawn[0][legend:]).mean() < 4
+    bar, ticks = legend_bar(drawn[0])
+    row = next(y for y in range(legend, len(shown)) if np.array_equal(drawn[0][y, 15 : 15 + len(bar)], bar))
+    grey, _, orange, red = shown[row + 5, 15 + ticks]
+    assert np.ptp(grey) < 40
+    assert orange[0] > orange[2] + 40
+    assert red[0] > red[1] + 60
+
+
+def test_a_heatmap_that_there_is_not_is_refused_before_a_file_is_made(tmp_path):
+    with pytest.raises(UserError, match="there is no heatmap 'jet'; give one of absolute, tutorial"):
+        write_video(tmp_path / "a.mp4", draw_overlays([GREY], predicted(0), CLASSES, "mode", heatmap="jet"), 15.0)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("size", [(176, 144), (175, 143), (320, 240), (1920, 1080), (144, 176)])
 def test_drawn_frames_have_even_sides_the_sources_shape_and_are_wide_enough_to_read(size):
     frame = np.full((size[1], size[0], 3), 128, np.uint8)
@@ -169,14 +289,15 @@ def test_frames_are_drawn_as_they_come():
 
 def test_a_gallery_is_annotated_frames_from_the_first_to_the_last():
     rows = [(predicted(0, 0, 1, 1, 2), np.stack([GREY] * 5)), (predicted(1, label=0), np.stack([GREY]))]
-    picture = gallery(rows, CLASSES, "mode", columns=3, width=160)
-    expected = []
-    for prediction, frames in rows:
-        drawn = draw(prediction, width=160)
-        chosen = [0, (len(frames) - 1) // 2, len(frames) - 1]
-        expected.append(np.concatenate([np.pad(drawn[n], ((0, 4), (0, 4), (0, 0)), constant_values=255)
-                                        for n in chosen], axis=1))  # fmt: skip
-    np.testing.assert_array_equal(picture, np.concatenate(expected))
+    for heatmap in HEATMAPS:
+        picture = gallery(rows, CLASSES, "mode", columns=3, width=160, heatmap=heatmap)
+        expected = []
+        for prediction, frames in rows:
+            drawn = draw(prediction, width=160, heatmap=heatmap)
+            chosen = [0, (len(frames) - 1) // 2, len(frames) - 1]
+            expected.append(np.concatenate([np.pad(drawn[n], ((0, 4), (0, 4), (0, 0)), constant_values=255)
+                                            for n in chosen], axis=1))  # fmt: skip
+        np.testing.assert_array_equal(picture, np.concatenate(expected))
 
 
 def test_the_gallery_of_every_epoch_has_the_same_videos():

@@ -17,6 +17,7 @@ from conftest import small_network, write_video
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
+from action_attention.heatmaps import relative_entropy
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.registry import Config
 from action_attention.runs import Run
@@ -149,6 +150,34 @@ def test_the_json_of_a_long_video_is_written_frame_by_frame(tmp_path):
     assert [frame["time"] for frame in written] == [round(time, 3) for time in times]
 
 
+def test_an_overlay_of_a_result_has_the_heatmap_that_was_asked_for(tmp_path, monkeypatch):
+    asked, attention = [], np.full((2, 7, 7), 1 / 49)
+    said = VideoPrediction("a/b", None, np.full((2, 3), 1 / 3), attention)
+    frame = np.full((48, 64, 3), 90, np.uint8)
+    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: [(0.0, frame), (1 / 15, frame)])
+    draw_overlays = recognizer_module.draw_overlays
+
+    def draw(*arguments, heatmap, **settings):
+        asked.append(heatmap)
+        return draw_overlays(*arguments, heatmap=heatmap, **settings)
+
+    monkeypatch.setattr(recognizer_module, "draw_overlays", draw)
+    result.overlay(tmp_path / "a.mp4")
+    result.overlay(tmp_path / "b.mp4", heatmap="tutorial")
+    assert asked == ["absolute", "tutorial"]
+    with pytest.raises(UserError, match="there is no heatmap 'jet'; give one of absolute, tutorial"):
+        result.overlay(tmp_path / "c.mp4", heatmap="jet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_a_map_close_to_uniform_is_called_so():
+    assert predict._attention(0.934) == "attention: 0.93 of uniform's entropy"
+    assert predict._attention(0.98) == "attention: 0.98 of uniform's entropy"
+    assert predict._attention(1) == (
+        "attention: 1.00 of uniform's entropy (close to uniform: it hardly prefers any place)"
+    )
+
+
 def run_make(folder, **variables):
     """`make predict` as a user types it, with a python that has the small network in place of VGG16."""
     python = folder / "venv" / "bin" / "python"
@@ -193,6 +222,8 @@ def test_make_predict_of_a_file_with_every_punctuation_in_its_name(run_dir, tmp_
     assert [frame["time"] for frame in frames] == [pytest.approx(-(-5 * k // 3) / 25, abs=1e-3) for k in range(24)]
     attention = np.array([frame["attention"] for frame in frames])
     assert attention.shape == (24, 7, 7)
+    assert said["attention_entropy"] == pytest.approx(relative_entropy(attention).mean(), abs=1e-5)
+    assert predict._attention(said["attention_entropy"]) in done.stdout.splitlines()
     np.testing.assert_allclose(attention.sum(axis=(1, 2)), 1, atol=1e-4)
     top = said["top5"][0]
     assert (
@@ -225,11 +256,14 @@ def test_a_mistake_ends_with_one_sentence_and_no_traceback(run_dir, tmp_path, vi
 
 def test_the_json_can_be_left_out(run_dir, tmp_path):
     write_video(tmp_path / "clip.avi", 12)
-    done = run_make(tmp_path, VIDEO=tmp_path / "clip.avi", RUN_DIR=run_dir, OUTPUT=tmp_path / "out", ARGS="--nojson")
+    done = run_make(tmp_path, VIDEO=tmp_path / "clip.avi", RUN_DIR=run_dir, OUTPUT=tmp_path / "out",
+                    ARGS="--nojson --heatmap=tutorial")  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = ["clip_prediction.gif", "clip_prediction.mp4"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert ".json" not in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("attention: ")]
+    assert line.split(" (")[0].endswith(" of uniform's entropy")
 
 
 def test_make_predict_asks_for_the_video():

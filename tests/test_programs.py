@@ -48,11 +48,11 @@ def actor_share(sample, tags):
 
 def test_from_sample_to_table(tmp_path):
     sample, features, run_dir = tmp_path / "sample", tmp_path / "features", tmp_path / "run"
-    make_sample(sample, train_clips=4, test_clips=2, frames=4)
+    make_sample(sample, train_clips=3, test_clips=1, frames=8)
     said = succeeds("data_prep.extract", "--videos", sample / "videos", "--features", features, "--weights", "random")
-    assert "extracted 36 videos (0 rejected), 72 frames" in said
+    assert "extracted 24 videos (0 rejected), 96 frames" in said
     said = succeeds("data_prep.inspect", "--features", features, "--verify")
-    assert "36 videos of 6 classes, 72 frames, 1 shards" in said
+    assert "24 videos of 6 classes, 96 frames, 1 shards" in said
     assert "verified: all 1 shards hold what was written" in said
 
     flagfile = f"--flagfile={ROOT / 'experiments/configs/sample_alstm.flags'}"
@@ -61,13 +61,13 @@ def test_from_sample_to_table(tmp_path):
              "--run_dir", run_dir)  # fmt: skip
     said = succeeds("experiments.eval", "--run_dir", run_dir)
     metrics = json.loads((run_dir / "eval" / "test" / "metrics.json").read_text())
-    assert (metrics["dataset"], metrics["videos"], metrics["weights"]) == ("sample", 12, "random")
-    assert "| sample, split 1, 12 test videos | alstm, lstm_units=8" in said
+    assert (metrics["dataset"], metrics["videos"], metrics["weights"]) == ("sample", 6, "random")
+    assert "| sample, split 1, 6 test videos | alstm, lstm_units=8" in said
     assert f" | 1 | {metrics['video_top1']:.1%} | " in said
     assert "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing." in said
     # the sample's boxes lie beside its videos
     pointing, mass = (metrics["localization"][key] for key in ("pointing", "mass"))
-    assert metrics["localization"]["videos"] == 12
+    assert metrics["localization"]["videos"] == 6
     assert f" | 1 | {pointing['attention']:.1%} | " in said
     assert mass["uniform"] == pytest.approx(actor_share(sample, read_lists(sample / "splits", 1)))
 
@@ -83,7 +83,7 @@ def test_from_sample_to_table(tmp_path):
     boxes.pop(left_out)
     (tmp_path / "some.json").write_text(json.dumps(boxes))
     said = succeeds("experiments.eval", "--run_dir", tmp_path / "again", "--annotations", tmp_path / "some.json")
-    assert "2 of 24 frames have no annotated actor and do not count; videos that have none in any frame" in said
+    assert "4 of 24 frames have no annotated actor and do not count; videos that have none in any frame" in said
     metrics = json.loads((tmp_path / "again" / "eval" / "test" / "metrics.json").read_text())
     assert metrics["localization"]["without_annotation"] == [left_out]
     assert "per_class" in metrics["localization"]  # which would fill the file of many runs' results
@@ -94,9 +94,9 @@ def test_from_sample_to_table(tmp_path):
     assert succeeds("experiments.table", "--results", results) == said
 
     said = succeeds("experiments.report", *both, "--output", tmp_path / "report")
-    assert "index.html: 2 runs, overlays of 12 videos" in said
+    assert "index.html: 2 runs, overlays of 6 videos" in said
     assert table.RANDOM_WEIGHTS in (tmp_path / "report" / "index.html").read_text()
-    assert len(list((tmp_path / "report" / "overlays").glob("run[12]/000??.mp4"))) == 24
+    assert len(list((tmp_path / "report" / "overlays").glob("run[12]/000??.mp4"))) == 12
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,9 @@ def test_from_sample_to_table(tmp_path):
         ("experiments.eval", ("--run_dir={}",), "holds no training run"),
         ("experiments.report", ("--run_dir={}", "--output={}/report"), "holds no training run"),
         ("experiments.table", ("--run_dir={}", "surplus"), "unknown argument 'surplus'"),
+        ("experiments.calibrate", ("--run_dir={}", "--from={}", "--from={}/b"), "holds no training run"),
+        ("experiments.package", ("--run_dir={}", "--name=a", "--data=b", "--licence=c", "--limits=d"), "holds no "),
+        ("experiments.predict", ("--video={}",), "neither is given"),
     ],
 )
 def test_a_mistake_ends_with_one_sentence_and_no_traceback(module, arguments, sentence, tmp_path):
@@ -207,10 +210,18 @@ def dangerous_calls(source: str) -> list[str]:
     return found
 
 
+def dangerous_files():
+    """Source file -> what in it would run what a file or a name holds."""
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {str(path.relative_to(ROOT)): calls for path in files if (calls := dangerous_calls(path.read_text()))}
+
+
 def test_no_code_of_ours_runs_what_a_file_holds():
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            assert dangerous_calls(path.read_text()) == [], path
+    """The one unpickler knows a few harmless names only (test_pytorch_file.py)."""
+    assert dangerous_files() == {"data_prep/backbones/pytorch_file.py": ["pickle"]}
+    tree = ast.parse((ROOT / "data_prep/backbones/pytorch_file.py").read_text())
+    uses = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {use for use in uses if use.startswith("pickle.")} == {"pickle.Unpickler"}
     for source in ("import pickle", "from yaml import load", "eval('1')", "os.system(x)", "compile(x, y, z)",
                    "np.load(x, allow_pickle=True)", "load_model(x, safe_mode=y)", "run(x, shell=True)",
                    "torch.load(x)"):  # fmt: skip

@@ -173,6 +173,40 @@ def test_the_page_shows_the_numbers_of_metrics_json(open_page, output, run_dirs)
             assert line.locator("td").nth(1 + column).inner_text() == f"{of_class['accuracy']:.1%} ({right})"
 
 
+def test_the_page_has_every_control_of_pointing_and_mass(run_dirs, tmp_path):
+    old, new, one = (tmp_path / name for name in ("old", "new", "one"))
+    both = {"attention": 0.5, "attention_ci95": [0.4, 0.6], "uniform": 0.125, "centre": 0.5}
+    known = {"motion": 0.25, "motion_centre": 0.6, "permuted": 0.15}
+    above = {"uniform": [0.2, 0.55], "centre": [-0.1, 0.1], "motion": [0.2, 0.3], "motion_centre": [-0.15, -0.05],
+             "permuted": [0.3, 0.4]}  # fmt: skip
+    intervals = {f"above_{name}_ci95": of_it for name, of_it in above.items()}
+    for folder, aim in (
+        (old, both), (new, both | known | intervals), (one, both | known | dict.fromkeys(intervals)),
+    ):  # fmt: skip
+        shutil.copytree(run_dirs[0], folder)
+        path = folder / "eval" / "test" / "metrics.json"
+        metrics = json.loads(path.read_text())
+        counts = {"videos": 4, "frames": 9, "frames_without_annotation": 1, "without_annotation": []}
+        metrics["localization"] = {**counts, "pointing": aim, "mass": {**aim, "attention": 0.25}, "per_class": {}}
+        path.write_text(json.dumps(metrics))
+    report.make_report(report.read_runs([old, new, one], "test"), None, tmp_path / "page", 0)
+    rows = [row for row in data_of(tmp_path / "page")["figures"] if row[0].startswith(("Pointing", "Attention"))]
+    controls = [
+        ["uniform attention", ["12.5%", "12.5% (attention minus it: +20.0 to +55.0 points)", "12.5%"]],
+        ["centre of the frame", ["50.0%", "50.0% (attention minus it: -10.0 to +10.0 points)", "50.0%"]],
+        ["motion alone", ["-", "25.0% (attention minus it: +20.0 to +30.0 points)", "25.0%"]],
+        ["motion x centred Gaussian", ["-", "60.0% (attention minus it: -15.0 to -5.0 points)", "60.0%"]],
+        ["attention of another video", ["-", "15.0% (attention minus it: +30.0 to +40.0 points)", "15.0%"]],
+    ]
+    pointing, mass = "Pointing accuracy of attention", "Attention mass on the actor"
+    assert rows == [
+        [pointing, ["50.0% (40.0% to 60.0%)"] * 3],
+        *([f"{pointing}, control: {name}", values] for name, values in controls),
+        [mass, ["25.0% (40.0% to 60.0%)"] * 3],
+        *([f"{mass}, control: {name}", values] for name, values in controls),
+    ]
+
+
 @in_browser
 def test_names_are_text_never_code(open_page, output, run_dirs):
     page = open_page(output)
@@ -323,7 +357,7 @@ def test_many_videos_make_the_page_no_larger(open_page, tmp_path, monkeypatch):
 def test_galleries_can_be_limited_to_the_most_confident(run_dirs, source, tmp_path, monkeypatch):
     drawn = []
 
-    def draw(path, runs, name, files):
+    def draw(path, runs, name, files, heatmap):
         drawn.append(name)
         return {"fps": 15.0, "aspect": 1.0}
 
@@ -339,6 +373,28 @@ def test_galleries_can_be_limited_to_the_most_confident(run_dirs, source, tmp_pa
     shown = {v for run in data["runs"] for gallery in run["galleries"] for v in gallery}
     assert {data["videos"][v]["name"] for v in shown} == set(drawn)
     assert any("most confident videos only" in note for note in data["notes"])
+
+
+def test_overlays_have_the_heatmap_that_was_asked_for(run_dirs, source, tmp_path, monkeypatch):
+    """By default the absolute scale; the page's text is true of both."""
+    asked, draw_overlays = [], report.draw_overlays
+
+    def draw(*arguments, heatmap, **settings):
+        asked.append(heatmap)
+        return draw_overlays(*arguments, heatmap=heatmap, **settings)
+
+    monkeypatch.setattr(report, "draw_overlays", draw)
+    runs = report.read_runs(run_dirs, "test")
+    report.make_report(runs, source, tmp_path / "default", 1)
+    assert set(asked) == {"absolute"}
+    asked.clear()
+    report.make_report(runs, source, tmp_path / "tutorial", 1, "tutorial")
+    assert set(asked) == {"tutorial"}
+    for folder in ("default", "tutorial"):
+        assert "below each picture stands what it means" in (tmp_path / folder / "index.html").read_text()
+    with pytest.raises(UserError, match="there is no heatmap 'jet'"):
+        report.make_report(runs, source, tmp_path / "jet", 1, "jet")
+    assert not (tmp_path / "jet" / "index.html").exists()
 
 
 def test_a_stopped_report_leaves_no_page_even_over_an_older_one(run_dirs, source, tmp_path, monkeypatch):

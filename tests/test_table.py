@@ -1,13 +1,19 @@
 """Tables of results: who shares a row, what a row says of spread, and of where models look."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from action_attention.errors import UserError
 from experiments import table
 
+ROOT = Path(__file__).parents[1]
+WITH_MOTION = {"motion": 0.25, "motion_centre": 0.6, "permuted": 0.15}
 
-def result(seed, top1, pointing=None, **config):
-    found = {"attention_ci95": [0.1, 0.3], "uniform": 0.125, "centre": 0.5}
+
+def result(seed, top1, pointing=None, controls=None, **config):
+    found = {"attention_ci95": [0.1, 0.3], "uniform": 0.125, "centre": 0.5, **(controls or {})}
     localization = {key: {**found, "attention": pointing} for key in ("pointing", "mass")}
     return {
         "dataset": "made", "split": 1, "subset": "test", "validation": "source", "weights": "imagenet",
@@ -39,9 +45,76 @@ def test_a_row_names_the_settings_that_are_not_the_models_own():
 
 def test_where_models_look_is_told_of_the_runs_that_know():
     assert table.localization([result(0, 0.5)]) == ""
-    (row,) = rows(table.localization([result(0, 0.5), result(1, 0.5, 0.2), result(2, 0.5, 0.4)]))
+    row, *controls = rows(table.localization([result(0, 0.5), result(1, 0.5, 0.2), result(2, 0.5, 0.4)]))
     assert row[2:4] == ["2", "30.0% ± 14.1"]
-    assert row[5:7] == ["12.5%", "50.0%"]
+    where = "made, split 1, 40 test videos"
+    assert controls == [
+        [where, "control: uniform attention", "-", "12.5%", "-", "-", "12.5%", "-", "-"],
+        [where, "control: centre of the frame", "-", "50.0%", "-", "-", "50.0%", "-", "-"],
+        [where, "control: motion alone", *"-------"],  # results of before version 0.3 do not have it
+        [where, "control: motion x centred Gaussian", *"-------"],
+    ]
+    assert (row[5], row[8]) == ("-", "-")
+
+
+def test_controls_stand_once_below_the_models_of_a_split():
+    def of(split, *given, **config):
+        made = result(*given, **config)
+        made["localization"]["mass"] = {
+            key: value / 2 if isinstance(value, float) else value for key, value in made["localization"]["mass"].items()
+        }
+        return {**made, "split": split}
+
+    other = {**WITH_MOTION, "permuted": 0.35}
+    results = [
+        of(1, 0, 0.5, 0.2), of(2, 0, 0.5, 0.2, WITH_MOTION), of(1, 0, 0.5, 0.3, WITH_MOTION, cells=2),
+        of(1, 1, 0.5, 0.5, other, cells=2), of(2, 0, 0.5, 0.4, {"centre": 0.75}, cells=3),
+    ]  # fmt: skip
+    shown = [[*row[:2], row[3], row[5], row[6], row[8]] for row in rows(table.localization(results))]
+    first, second = (f"made, split {split}, 40 test videos" for split in (1, 2))
+    names = "uniform attention", "centre of the frame", "motion alone", "motion x centred Gaussian"
+    controls = [["12.5%", "-", "6.2%", "-"], ["50.0%", "-", "25.0%", "-"], ["25.0%", "-", "12.5%", "-"],
+                ["60.0%", "-", "30.0%", "-"]]  # fmt: skip
+    known = [[f"control: {name}", *values] for name, values in zip(names, controls, strict=True)]
+    elsewhere = [known[0], ["control: centre of the frame", "75.0%", "-", "37.5%", "-"],
+                 *([f"control: {name}", *"----"] for name in names[2:])]  # fmt: skip
+    assert shown == [
+        [first, "alstm", "20.0%", "-", "10.0%", "-"],
+        [first, "alstm, cells=2", "40.0% ± 14.1", "25.0%", "20.0% ± 7.1", "12.5%"],  # its other videos' are its own
+        *([first, *control] for control in known),
+        [second, "alstm", "20.0%", "15.0%", "10.0%", "7.5%"],
+        *([second, *control] for control in known),
+        [second, "alstm, cells=3", "40.0%", "-", "20.0%", "-"],  # on another grid the centre's cell is another one
+        *([second, *control] for control in elsewhere),
+    ]
+
+
+def test_results_of_every_version_are_read():
+    for name in ("sample", "jhmdb", "jhmdb_ablations", "jhmdb_conv_ablations"):
+        path = ROOT / "experiments" / "results" / f"{name}.json"
+        results = table.read_results(path)
+        assert results == json.loads(path.read_text())
+        assert "control: motion alone" in table.localization(results)
+
+
+@pytest.mark.parametrize("control", list(WITH_MOTION))
+def test_controls_that_cannot_be_are_one_sentence_and_those_that_can_are_read(tmp_path, control):
+    path = tmp_path / "a.json"
+    (old, *_) = table.read_results(ROOT / "experiments" / "results" / "sample.json")
+    for key, good, bad in (
+        (control, (0.5, 1), ("x", None, [])),
+        (f"above_{control}_ci95", ([0.1, 0.2], None), ("x", 1.0, [0.1], {}, [0.1, None])),
+    ):
+        for value in (*good, *bad):
+            aim = {**old["localization"]["pointing"], key: value}
+            path.write_text(json.dumps([{**old, "localization": {**old["localization"], "pointing": aim}}]))
+            if value in good:
+                (found,) = table.read_results(path)
+                assert found["localization"]["pointing"] == aim
+                assert table.localization([found])  # what only one of the two measures knows is not shown
+            else:
+                with pytest.raises(UserError, match=rf"\(0\.localization\.pointing\.{key}.* must .*\); write it again"):
+                    table.read_results(path)
 
 
 def test_the_mean_of_splits_takes_the_seeds_that_ran_on_all():

@@ -158,6 +158,33 @@ def test_predictions_that_are_absent_or_do_not_fit_are_refused(finished, tmp_pat
             Run.open(run_dir).predictions()
 
 
+def test_the_entropy_of_an_evaluation_is_the_mean_over_videos(cache, split, tmp_path, monkeypatch):
+    """A model that has no attention weighs uniformly: 1. Every video weighs the same, every frame of a video too."""
+    run_dir = tmp_path / "run"
+    train(config("softmax", epochs=1), cache, split, run_dir, about=ABOUT)
+    assert evaluate(run_dir, cache)["entropy"] == pytest.approx(1, abs=1e-6)
+
+    def predict(*arguments):
+        first, second, *others = predict_videos(*arguments)
+        first.attention[:] = second.attention[0] = np.eye(1, 49).reshape(7, 7)  # one location: 0
+        return [first, second, *others]
+
+    monkeypatch.setattr("action_attention.evaluation.predict_videos", predict)
+    expected = (len(split["test"]) - 1 - 1 / cache.videos[split["test"][1]].frames) / len(split["test"])
+    assert evaluate(run_dir, cache)["entropy"] == pytest.approx(expected, abs=1e-6)
+    assert Run.open(run_dir).metrics()["entropy"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_pictures_heatmap_is_chosen_for_an_evaluation(finished, cache, videos, tmp_path):
+    """The page's and the programs' default is the absolute scale."""
+    run_dir, pictures = tmp_path / "run", {}
+    shutil.copytree(finished[0], run_dir)
+    for name in ({}, {"heatmap": "absolute"}, {"heatmap": "tutorial"}):
+        evaluate(run_dir, cache, "test", read_frames=frame_reader(videos, 15.0), **name)
+        pictures[name.get("heatmap", "")] = (run_dir / "eval" / "test" / "attention.png").read_bytes()
+    assert pictures[""] == pictures["absolute"] != pictures["tutorial"]
+
+
 def test_an_evaluation_that_dies_leaves_no_frames_of_an_earlier_one(finished, cache, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
@@ -377,7 +404,7 @@ def config_of_nothing_usual(model):
         of_kind = {bool: not field.default, float: number / 2, int: number + 1}
         choices = [choice for choice in field.metadata["choices"] if choice != field.default]
         values[name] = choices[0] if choices else of_kind[kind(field)]
-    return Config.of(model, **values)
+    return Config.of(model, **(values | {"glimpse": "whole"} if "heads" in values else values))  # which heads need
 
 
 def test_a_state_is_kept_by_names_that_do_not_depend_on_what_the_process_made_before(cache):

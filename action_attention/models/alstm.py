@@ -7,14 +7,26 @@ from typing import Any
 import keras
 from keras import ops
 
-from action_attention.models.attention import Attention, MeanScores
+from action_attention.errors import UserError
+from action_attention.models.attention import (
+    CENTRE_PRIOR,
+    MOTION_PRIOR,
+    Attention,
+    LocationScores,
+    MeanScores,
+    Prior,
+    PriorOnly,
+    make_prior,
+)
 from action_attention.models.base import ActionModel, RecurrentSettings
-from action_attention.models.glimpses import Glimpse, Quarters, Whole
+from action_attention.models.glimpses import BesideMean, Glimpse, Quarters, Whole
 from action_attention.models.locations import flatten_locations, to_maps
 from action_attention.models.states import ClipStates, ZeroStates
 from action_attention.registry import register_model
 from action_attention.settings import Training, but, setting
 
+SCORES = ("mean", "location", "motion")
+BESIDE = ("none", "mean")
 ABLATIONS = ("none", "initial", "carry")
 GLIMPSES = ("whole", "quarters")
 
@@ -31,10 +43,41 @@ class LSTMSettings(RecurrentSettings):
 
 
 @dataclass(frozen=True)
-class ALSTMSettings(LSTMSettings):
+class GlimpseSettings(LSTMSettings):
+    """Settings of an LSTM over glimpses."""
+
     glimpse: str = setting(
         "whole", "of the whole cube, or keeping apart which quarter of it it comes from", choices=GLIMPSES
     )
+
+
+@dataclass(frozen=True)
+class ALSTMSettings(GlimpseSettings):
+    scores: str = setting(
+        "mean", "of locations: by the frame's mean cube (the tutorial's), by each one's own features, or its motion",
+        choices=SCORES,
+    )  # fmt: skip
+    motion_prior: bool = MOTION_PRIOR
+    centre_prior: bool = CENTRE_PRIOR
+    beside: str = setting(
+        "none", "what stands beside the glimpse: nothing, or the mean cube", choices=BESIDE, search=BESIDE
+    )
+    heads: int = setting(1, "of location scores; the map shown is their mean", low=1, high=64)
+    temperature: float = setting(1.0, "tau of location scores; 0: learned, from 1", low=0)
+    attention_units: int = setting(128, "of the layer behind location scores", low=1, high=65536)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scores != "location" and (self.heads, self.temperature) != (1, 1.0):
+            raise UserError(f"heads and temperature are for scores=location. Received: scores={self.scores}")
+        if self.heads > 1 and self.glimpse != "whole":
+            raise UserError(f"several heads take glimpse=whole. Received: heads={self.heads}, glimpse={self.glimpse}")
+        if self.scores == "motion" and self.motion_prior:
+            raise UserError("scores=motion is the motion prior by itself. Received: motion_prior=True")
+
+    @property
+    def takes_motion(self) -> bool:
+        return self.motion_prior or self.scores == "motion"
 
 
 @dataclass(frozen=True)
@@ -61,13 +104,14 @@ class AttentionLSTM(keras.layers.Layer):
     input of every fully connected layer (not at the LSTM's own kernels) and between cells (Zaremba et al. 2014, arXiv
     1409.2329).
 
-    Call arguments: features `(B, T, H, W, D)` and the mask of real frames `(B, T)`. Returns hidden states `(B, T, U)`
-    and attention `(B, T, H, W)`.
+    Call arguments: features `(B, T, H, W, D)`, the mask of real frames `(B, T)` and, where the settings take them,
+    motion maps `(B, T, H, W)`. Returns hidden states `(B, T, U)` and attention `(B, T, H, W)`, the mean of the heads.
     """
 
     def __init__(
-        self, settings: LSTMSettings, options: dict[str, Any], attention: Attention, glimpse: Glimpse, **kwargs: Any
-    ):
+        self, settings: LSTMSettings, options: dict[str, Any], attention: Attention, glimpse: Glimpse,
+        prior: Prior | None = None, **kwargs: Any,
+    ):  # fmt: skip
         super().__init__(name="core", dtype=options["dtype"], **kwargs)
         units, numbers = settings.lstm_units, ["", *range(2, settings.cells + 1)]
         self.dropout = keras.layers.Dropout(settings.dropout, dtype=self.dtype_policy, name="core_dropout")
@@ -80,19 +124,22 @@ class AttentionLSTM(keras.layers.Layer):
         decay = {**options, "recurrent_regularizer": options["kernel_regularizer"]}
         self.cells = [cell(units, name=f"lstm{n}", **decay) for n in numbers]
         self.glimpse, self.attention = glimpse, attention
+        self.prior = prior
 
-    def build(self, features_shape: tuple, mask_shape: tuple | None = None) -> None:
+    def build(self, features_shape: tuple, mask_shape: tuple | None = None, motion_shape: tuple | None = None) -> None:
         self.first.build(features_shape)
+        if self.prior:
+            self.prior.build(features_shape)
         self.glimpse.build(features_shape)
         self.attention.build(features_shape)
         for n, cell in enumerate(self.cells):
             cell.build((None, cell.units if n else self.glimpse.size))
 
-    def call(self, features: Any, mask: Any, training: bool | None = None) -> tuple[Any, Any]:
+    def call(self, features: Any, mask: Any, motion: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         cube, drop = flatten_locations(features), partial(self.dropout, training=training)
         frame_means = ops.mean(cube, axis=2)
         states = self.first.start(frame_means, mask, drop)
-        look = self.attention.over(cube, frame_means, drop)
+        look = self.attention.over(cube, frame_means, drop, self.prior(features, motion) if self.prior else None)
         glance = self.glimpse.over(cube, frame_means, drop)
         hidden, hiddens, attention = states[-1][0], [], []
         for t in range(cube.shape[1]):
@@ -101,23 +148,32 @@ class AttentionLSTM(keras.layers.Layer):
             for n, cell in enumerate(self.cells):
                 hidden, states[n] = cell(drop(below) if n else below, states[n])
                 below = hidden
-            attention.append(weights)
+            attention.append(ops.mean(weights, axis=1))
             hiddens.append(hidden)
         return ops.stack(hiddens, axis=1), to_maps(ops.stack(attention, axis=1), mask, features.shape[2:4])
 
 
-def make_glimpse(settings: Any, options: dict[str, Any], whole: type[Glimpse] = Whole) -> Glimpse:
+def make_glimpse(settings: GlimpseSettings, options: dict[str, Any], whole: Glimpse) -> Glimpse:
     """As the setting `glimpse` has it."""
-    quarters = settings.glimpse == "quarters"
-    return Quarters(settings.lstm_units, options, name="glimpse") if quarters else whole(name="glimpse")
+    return Quarters(settings.lstm_units, options, name="glimpse") if settings.glimpse == "quarters" else whole
 
 
 @register_model("alstm", ALSTMSettings, ALSTMTraining)
 class ALSTM(ActionModel):
-    """The tutorial's attention, scored from the frame's mean cube and the hidden state."""
+    """Attention scored from the frame's mean cube, which is the tutorial's, from each location, or from motion."""
 
     small_operations = True
 
     def make_core(self, settings: ALSTMSettings, options: dict[str, Any]) -> AttentionLSTM:
-        attention = MeanScores(settings.lstm_units, options, name="attention")
-        return AttentionLSTM(settings, options, attention, make_glimpse(settings, options))
+        attention: Attention = {
+            "mean": lambda: MeanScores(settings.lstm_units, options, name="attention"),
+            "location": lambda: LocationScores(
+                settings.attention_units, options, settings.heads, settings.temperature, settings.lstm_units,
+                name="attention",
+            ),
+            "motion": lambda: PriorOnly(name="attention"),
+        }[settings.scores]()  # fmt: skip
+        glimpse = make_glimpse(settings, options, Whole(settings.heads, name="glimpse"))
+        if settings.beside == "mean":
+            glimpse = BesideMean(glimpse, name="beside")
+        return AttentionLSTM(settings, options, attention, glimpse, make_prior(settings, options))

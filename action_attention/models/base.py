@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from action_attention.errors import UserError
@@ -29,6 +30,11 @@ class ModelSettings(Settings):
     channel_dropout: float = setting(
         0.0, "of whole channels of a clip's features", low=0, high=1, search=(0.0, 0.25, 0.5)
     )
+
+    @property
+    def takes_motion(self) -> bool:
+        """Whether motion maps are among the model's inputs."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class ActionModel(keras.Model):
 
     Call arguments:
         inputs: `{"features": (B, T, H, W, D) float, "mask": (B, T) bool}`; the mask is true for real frames, which come
-            first.
+            first. `{"motion": (B, T, H, W)}`, motion maps as the feature cache has them, where the settings take them.
 
     Returns:
         `{"logits": (B, T, C), "attention": (B, T, H, W)}`, float32; the maps of padded frames are zero.
@@ -88,7 +94,8 @@ class ActionModel(keras.Model):
     def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         """The layer that this model consists of, named "core"; `options` go to every layer with a kernel.
 
-        Called with features `(B, T, H, W, D)`, mask `(B, T)` and `training`, it returns hidden vectors `(B, T, U)` or
+        Called with features `(B, T, H, W, D)`, mask `(B, T)`, `training` and, where the settings take them, motion maps
+        `motion` `(B, T, H, W)`, it returns hidden vectors `(B, T, U)` or
         maps `(B, T, H, W, U)`, and attention `(B, T, H, W)`.
         """
         raise AttributeError(f"{type(self).__name__} defines no core")
@@ -98,7 +105,7 @@ class ActionModel(keras.Model):
         return hidden
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.cube_shape = check_inputs(inputs, self.cube_shape)
+        self.cube_shape = check_inputs(inputs, self.cube_shape, self.settings.takes_motion)
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
@@ -108,9 +115,14 @@ class ActionModel(keras.Model):
         if self.settings.motion == "difference":
             features = with_motion(features)
         features = self.channel_dropout(features, training=training)
-        hidden, attention = self.core(features, mask, training=training)
+        motion = {"motion": inputs["motion"]} if self.settings.takes_motion else {}
+        hidden, attention = self.core(features, mask, training=training, **motion)
         vectors = self.dropout(self.to_vectors(hidden, training), training=training)
         return {"logits": self.classifier(vectors), "attention": attention}
+
+    def learned(self) -> dict[str, float]:
+        """The weights that are single numbers, such as the motion prior's gamma, by name."""
+        return {weight.name: float(weight) for weight in self.weights if not len(weight.shape)}
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "classes": self.classes, **asdict(self.settings)}
@@ -124,7 +136,7 @@ class ActionModel(keras.Model):
         return super().from_config({**rest, "settings": cls.settings_class(**values)})
 
 
-def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None, takes_motion: bool = False) -> tuple[int, ...]:
     """The shape of the inputs' cubes, `(H, W, D)`. Raises UserError if they are not what a model takes."""
     if not isinstance(inputs, dict) or not {"features", "mask"} <= inputs.keys():
         given = ", ".join(inputs) if isinstance(inputs, dict) else type(inputs).__name__
@@ -137,6 +149,11 @@ def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None) -> tuple[int, 
         raise UserError(f"features must have the shape (B, T, {wanted}). Received: {features}")
     if len(mask) != 2 or any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(mask, features, strict=False)):
         raise UserError(f"the mask must have the features' shape (B, T), {features[:2]}. Received: {mask}")
+    if takes_motion and tuple(inputs.get("motion", np.zeros(0)).shape) != features[:4]:
+        raise UserError(
+            f'this model takes motion maps too: {{"motion": (B, T, H, W)}}, of the features\' shape {features[:4]}. '
+            f"Received: {inputs['motion'].shape if 'motion' in inputs else 'none'}"
+        )
     return features[2:]
 
 
@@ -162,5 +179,6 @@ def build_model(
             raise UserError(f"{name} has no setting {key}; it has {', '.join(own)}. Received: {key}={value!r}")
     model = entry.build(classes, entry.settings(**settings), name=name)
     if cube_shape:  # no weight depends on T
-        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool")})
+        motion = {"motion": ops.zeros((1, 1, *cube_shape[:2]))} if model.settings.takes_motion else {}
+        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool"), **motion})
     return model

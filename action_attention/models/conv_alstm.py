@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from action_attention.models.attention import LocationScores
+from action_attention.models.attention import CENTRE_PRIOR, MOTION_PRIOR, LocationScores, make_prior
 from action_attention.models.base import ActionModel, RecurrentSettings, kernel_options
 from action_attention.models.locations import flatten_locations, neighbourhoods, to_maps
 from action_attention.models.states import ClipStates, ZeroStates
@@ -34,6 +34,12 @@ class ConvALSTMSettings(RecurrentSettings):
         "zeros", "first states: zeros, or convolutions of the clip's mean cube, as alstm's are", choices=INITIAL_STATES
     )
     rescale: bool = setting(False, "weigh the cube by attention of mean 1 in place of sum 1")
+    motion_prior: bool = MOTION_PRIOR
+    centre_prior: bool = CENTRE_PRIOR
+
+    @property
+    def takes_motion(self) -> bool:
+        return self.motion_prior
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class AttentionConvLSTM(keras.layers.Layer):
         for n, cell in enumerate(self.cells, 1):
             cell.name = f"conv_lstm{n}"  # Keras calls all of them alike, and their variables too
         self.dropout = keras.layers.Dropout(settings.dropout, dtype=self.dtype_policy, name="core_dropout")
+        self.prior = make_prior(settings, options)
         names = [f"initial{n}" for n in range(2 * settings.cells)]
         self.first = (
             ClipStates(self.filters, names, options, name="first")
@@ -74,23 +81,25 @@ class AttentionConvLSTM(keras.layers.Layer):
             else ZeroStates(self.filters, settings.cells, name="first")
         )
 
-    def build(self, features_shape: tuple, mask_shape: tuple | None = None) -> None:
+    def build(self, features_shape: tuple, mask_shape: tuple | None = None, motion_shape: tuple | None = None) -> None:
+        if self.prior:
+            self.prior.build(features_shape)
         _, _, height, width, channels = features_shape
         self.attention.build(features_shape)
         self.first.build(features_shape)
         for n, cell in enumerate(self.cells):
             cell.build((None, height, width, self.filters if n else channels))
 
-    def call(self, features: Any, mask: Any, training: bool | None = None) -> tuple[Any, Any]:
+    def call(self, features: Any, mask: Any, motion: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         (frames, height, width), cube = features.shape[1:4], flatten_locations(features)
         drop = partial(self.dropout, training=training)
         states = self.first.start(cube, mask, drop)
-        look = self.attention.over(cube, None, drop)
+        look = self.attention.over(cube, None, drop, self.prior(features, motion) if self.prior else None)
         picked = ops.cast(neighbourhoods(height, width), cube.dtype)
         steps = [conv_lstm(cell, picked) for cell in self.cells]
         hidden, hiddens, attention = states[-1][0], [], []
         for t in range(frames):
-            attention.append(look(t, hidden))
+            attention.append(look(t, hidden)[:, 0])
             below = cube[:, t] * (attention[-1][..., None] * (height * width if self.rescale else 1))
             for n, step in enumerate(steps):
                 states[n] = list(step(below, states[n]))

@@ -1,7 +1,7 @@
 """How a frame's weighed locations become one vector, the glimpse z_t.
 
 A glimpse's `over(cube, frame_means, drop)` does for all frames at once what does not depend on the recurrence, and
-returns `glance(t, weights)`: frame t's glimpse `(B, size)`, given the weights `(B, L)` of its locations.
+returns `glance(t, weights)`: frame t's glimpse `(B, size)`, given the weights `(B, N, L)` of its locations by N heads.
 """
 
 import math
@@ -28,10 +28,17 @@ class Glimpse(keras.layers.Layer):
 
 
 class Whole(Glimpse):
-    """z_t = sum_i c_{t,i} X_{t,i} (Sharma et al. 2016, arXiv 1511.04119, eq. 5)."""
+    """z_t = sum_i c_{t,i} X_{t,i} (Sharma et al. 2016, arXiv 1511.04119, eq. 5), of one head after the other."""
+
+    def __init__(self, heads: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.heads = heads
+
+    def build(self, features_shape: tuple) -> None:
+        self.size = self.heads * features_shape[-1]
 
     def over(self, cube: Any, frame_means: Any, drop: Callable[[Any], Any]) -> Glance:
-        return lambda t, weights: ops.matmul(weights[:, None], cube[:, t])[:, 0]
+        return lambda t, weights: ops.reshape(ops.matmul(weights, cube[:, t]), (-1, self.size))
 
 
 class Quarters(Glimpse):
@@ -55,10 +62,26 @@ class Quarters(Glimpse):
         regions = ops.cast(self.regions, cube.dtype)
 
         def glance(t: int, weights: Any) -> Any:
-            parts = ops.matmul(weights[:, None] * regions, cube[:, t]) * kept
+            parts = ops.matmul(weights * regions, cube[:, t]) * kept
             return self.from_regions(ops.reshape(parts, (-1, math.prod(parts.shape[1:]))))
 
         return glance
+
+
+class BesideMean(Glimpse):
+    """Another glimpse, and the frame's mean after it: what attention leaves out is still there."""
+
+    def __init__(self, glimpse: Glimpse, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.glimpse = glimpse
+
+    def build(self, features_shape: tuple) -> None:
+        self.glimpse.build(features_shape)
+        self.size = self.glimpse.size + features_shape[-1]
+
+    def over(self, cube: Any, frame_means: Any, drop: Callable[[Any], Any]) -> Glance:
+        glance = self.glimpse.over(cube, frame_means, drop)
+        return lambda t, weights: ops.concatenate([glance(t, weights), frame_means[:, t]], axis=-1)
 
 
 class Mean(Glimpse):

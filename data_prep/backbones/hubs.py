@@ -29,7 +29,7 @@ def build_timm(name: str, weights: str = "imagenet", precision: str = "auto") ->
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = timm.create_model(name, pretrained=weights == "imagenet").eval()
+            model = timm.create_model(name, pretrained=weights == "imagenet").train(False)
         if weights not in ("imagenet", "random"):
             timm.models.load_checkpoint(model, weights, weights_only=True)
         network = TimmNetwork(model, timm.data.resolve_model_data_config(model), precision)

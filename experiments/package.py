@@ -1,0 +1,195 @@
+"""Makes a pretrained model of an evaluated and calibrated run: a small folder that `predict` and `load` take by name.
+
+python -m experiments.package --run_dir DIR --name NAME --data TEXT --licence TEXT --limits TEXT [--output FOLDER]
+"""
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from action_attention.errors import UserError
+from action_attention.model_file import half_arrays
+from action_attention.models import ActionModel
+from action_attention.registry import defaults
+from action_attention.runs import PRETRAINED, Run
+from data_prep import program
+from experiments.calibrate import runs_in_words
+from experiments.table import SHARED_CONTROLS
+
+MAX_BYTES = 6_000_000  # everybody who installs this package downloads it, and git keeps each version of it for ever
+KEPT = (
+    "schema_version", "config", "classes", "dataset", "split", "validation", "videos", "best", "epochs", "seconds",
+    "git", "versions",
+)  # fmt: skip
+
+
+def package(run: Run, folder: Path, *, data: str, licence: str, limits: str) -> int:
+    """Writes `run.json`, `model.npz`, `calibration.json` and `card.md` of a run; returns their size in bytes.
+
+    Nothing is written of the machine that the run was made on, nor of its folders. Raises UserError if the run is not
+    evaluated on its test videos or not calibrated, or the files would be larger than `MAX_BYTES`.
+    """
+    metrics, calibration = run.metrics("test"), run.calibration()
+    if calibration is None:
+        raise UserError(
+            f"{run.folder} has no calibration.json; make it with `python -m experiments.calibrate "
+            f"--run_dir={run.folder}`"
+        )
+    model, weights = run.model(), io.BytesIO()
+    try:
+        arrays: dict[str, Any] = half_arrays(model)
+    except ValueError as error:
+        raise UserError(f"{run.folder} cannot be packaged: {error}; train it with a --weight_decay") from error
+    np.savez(weights, **arrays)
+    about, cache = {key: run.about[key] for key in KEPT if key in run.about}, run.about["cache"]
+    of_cache = {"folder": "", "settings": cache["settings"], "cube_shape": list(model.cube_shape or ())}
+    about["cache"] = {key: cache[key] for key in ("fingerprint",) if key in cache} | of_cache
+    packaged = Run(folder)
+    files = {
+        packaged.arrays_file: weights.getvalue(),
+        packaged.calibration_file: _json(calibration),
+        packaged.card_file: card(folder.name, run, model, metrics, calibration, data, licence, limits).encode(),
+        packaged.json_file: _json(about),  # last: without it, it is no model yet
+    }
+    size = sum(map(len, files.values()))
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{run.folder} would be {size / 1e6:.1f} MB as a pretrained model, and at most {MAX_BYTES / 1e6:g} MB are "
+            "allowed; train one with a smaller --lstm_units, or on features of fewer channels"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    packaged.json_file.unlink(missing_ok=True)
+    for path, content in files.items():
+        path.write_bytes(content)
+    return size
+
+
+def card(
+    name: str, run: Run, model: ActionModel, metrics: dict, calibration: dict, data: str, licence: str, limits: str
+) -> str:
+    """`card.md`: what the model is, was trained on, gets right and wrong, and where it should not be relied on."""
+    settings, usual, features = run.config.flat(), defaults(run.config.model), run.features
+    changed = {key: value for key, value in settings.items() if key != "model" and value != usual[key]}
+    count = sum(math.prod(weight.shape) for weight in model.weights)
+    low, high = metrics["video_top1_ci95"]
+    videos = run.about.get("videos", {})
+    of_test = f"{metrics['dataset']}, split {metrics['split']}, {metrics['videos']} test videos"
+    given = [f"--model={run.config.model}", *map(_flag, changed, changed.values())]
+    lines = [
+        f"# {name}",
+        "",
+        f"{run.config.model}, {count:,} weights in float16: which of {len(run.classes)} actions a video shows, and "
+        "where the model looks.",
+        "",
+        f"    python -m experiments.predict --pretrained={name} --video=clip.mp4",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| settings that are not the model's defaults | {_listed(changed)} |",
+        f"| features | {features['backbone']}, weights {features['weights']}, {features['fps']:g} frames/s, cubes "
+        f"{' x '.join(map(str, model.cube_shape or ()))} |",
+        f"| data | {data} |",
+        f"| licence | {licence} |",
+        f"| videos | {_listed(videos)}; validation: {metrics['validation']} |",
+        f"| actions | {', '.join(run.classes)} |",
+        "",
+        "## How often it is right",
+        "",
+        f"{metrics['video_top1']:.1%} of the videos ({of_test}; 95 % interval {low:.1%} to {high:.1%}); among its "
+        f"first five {metrics['video_top5']:.1%}; macro F1 {metrics['macro_f1']:.1%}.",
+        "",
+        *_best_and_worst(metrics["per_class"]),
+        "",
+        *_where(metrics.get("localization")),
+        "## How sure it may be",
+        "",
+        *_confidence(calibration),
+        "",
+        "## Limits",
+        "",
+        limits,
+        "",
+        "## How it was made",
+        "",
+        f"    python -m experiments.train {' '.join(given)}",
+        "",
+        "with --features, --splits and --run_dir; then experiments.eval, experiments.calibrate and "
+        f"experiments.package. Git revision {run.about.get('git', 'unknown')}; "
+        f"{_listed(run.about.get('versions', {}))}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _best_and_worst(per_class: dict[str, dict]) -> list[str]:
+    ranked = sorted(per_class, key=lambda name: (-per_class[name]["accuracy"], name))
+    shown = [f"{name} {per_class[name]['accuracy']:.0%} of {per_class[name]['videos']}" for name in ranked]
+    return [f"Best: {', '.join(shown[:3])}.", f"Worst: {', '.join(shown[::-1][:3])}."]
+
+
+def _where(localization: dict | None) -> list[str]:
+    if not localization:
+        return []
+    names = {"pointing": "Frames whose largest location is on the actor", "mass": "Attention on the actor"}
+    said = []
+    for measure, words in names.items():
+        found = localization[measure]
+        controls = [f"{title} {found[name]:.1%}" for name, title in SHARED_CONTROLS.items() if name in found]
+        said.append(f"- {words}: {found['attention']:.1%} ({', '.join(controls)})")
+    return ["## Where it looks", "", f"In {localization['videos']} annotated test videos:", "", *said, ""]
+
+
+def _confidence(calibration: dict) -> list[str]:
+    before, after, above = (calibration[key] for key in ("before", "after", "above_threshold"))
+    accuracy = "" if above["accuracy"] is None else f", and {above['accuracy']:.1%} of those are right"
+    return [
+        f"Temperature {calibration['temperature']:.3f}, fitted on {runs_in_words(calibration)}. Judged on videos that "
+        f"it was not fitted on ({calibration['judged_by']}): accuracy {after['accuracy']:.1%}, mean confidence "
+        f"{after['confidence']:.1%} (uncalibrated {before['confidence']:.1%}), expected calibration error "
+        f"{after['ece']:.1%} (uncalibrated {before['ece']:.1%}).",
+        "",
+        f"Below a confidence of {calibration['threshold']:.0%} it gives no answer. It answers for {above['share']:.1%} "
+        f"of the validation videos{accuracy}.",
+    ]
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "none"
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={value}"
+
+
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("run_dir", None, "run directory, evaluated on its test videos and calibrated", required=True)
+    flags.DEFINE_string("name", None, "of the pretrained model", required=True)
+    flags.DEFINE_string("data", None, "what it was trained on, for its card", required=True)
+    flags.DEFINE_string("licence", None, "of the data and the weights, for its card", required=True)
+    flags.DEFINE_string("limits", None, "where it should not be relied on, for its card", required=True)
+    flags.DEFINE_string("output", None, "folder of pretrained models [the one in this package]")
+
+
+def main() -> None:
+    args = flags.FLAGS
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
+        raise UserError(f"--name={args.name} must be of a-z, 0-9, - and _, so that it is a folder and a word")
+    run, folder = Run.open(Path(args.run_dir), finished=True), Path(args.output or PRETRAINED) / args.name
+    size = package(run, folder, data=args.data, licence=args.licence, limits=args.limits)
+    print(f"{folder}: {size / 1e6:.2f} MB (at most {MAX_BYTES / 1e6:g})")
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags)
