@@ -227,3 +227,28 @@ def test_no_code_of_ours_runs_what_a_file_holds():
                    "torch.load(x)"):  # fmt: skip
         assert len(dangerous_calls(source)) == 1
     assert dangerous_calls("model.compile(); np.load(x, allow_pickle=False); run(x, shell=False)") == []
+
+
+def test_a_preset_sets_what_was_not_given(tmp_path):
+    code = (
+        "import sys, json\nfrom absl import flags\nfrom experiments import options, train\ntrain.define_flags()\n"
+        "flags.FLAGS(['train', '--features=f', '--run_dir=r', *sys.argv[1:]])\noptions.apply_preset()\n"
+        "print(json.dumps([flags.FLAGS.model, options.given_settings()]))"
+    )
+
+    def given(*arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    model, settings = given("--preset=recommended", "--lstm_units=32", "--nomirror")
+    lines = (ROOT / "experiments/configs/recommended.flags").read_text().splitlines()
+    of_file = dict(line.removeprefix("--").partition("=")[::2] for line in lines if line.startswith("--"))
+    assert model == of_file.pop("model")
+    assert settings.keys() == of_file.keys()
+    assert (settings["lstm_units"], settings["mirror"]) == (32, False)
+    for name, value in of_file.items():
+        if name not in ("lstm_units", "mirror"):
+            assert str(settings[name]).lower() in (value, "true", str(float(value or 0)) if value[:1].isdigit() else "")
+    assert given("--lstm_units=32") == ["alstm", {"lstm_units": 32}]

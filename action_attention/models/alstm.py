@@ -59,9 +59,7 @@ class ALSTMSettings(GlimpseSettings):
     )  # fmt: skip
     motion_prior: bool = MOTION_PRIOR
     centre_prior: bool = CENTRE_PRIOR
-    beside: str = setting(
-        "none", "what stands beside the glimpse: nothing, or the mean cube", choices=BESIDE, search=BESIDE
-    )
+    beside: str = setting("none", "what stands beside the glimpse: nothing, or the mean cube", choices=BESIDE)
     heads: int = setting(1, "of location scores; the map shown is their mean", low=1, high=64)
     temperature: float = setting(1.0, "tau of location scores; 0: learned, from 1", low=0)
     attention_units: int = setting(128, "of the layer behind location scores", low=1, high=65536)
