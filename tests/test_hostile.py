@@ -164,6 +164,7 @@ def test_a_run_with_a_link_in_it_is_refused_before_anything_is_written_through_i
     for place in ("logs/train/events.out.tfevents.1", "eval/test/metrics.json", "history.json.part", "eval/train"):
         copy = tmp_path / place.replace("/", "-")
         shutil.copytree(run_dir, copy)
+        (copy / place).unlink(missing_ok=True)
         (copy / place).parent.mkdir(parents=True, exist_ok=True)
         victim.write_bytes(b"precious")
         (copy / place).symlink_to(victim)
