@@ -76,9 +76,8 @@ def encode(
         container.mux(stream.encode(None))
 
 
-def mux_sound(container: av.container.OutputContainer, codec: str = "aac") -> None:
-    """A fifth of a second of silence."""
-    sound = container.add_stream(codec, rate=44100)
+def mux_sound(container: av.container.OutputContainer, sound: av.AudioStream) -> None:
+    """A fifth of a second of silence, in a stream of 44,100 samples a second."""
     for _ in range(8):
         samples = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
         samples.sample_rate = 44100

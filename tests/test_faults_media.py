@@ -173,7 +173,8 @@ def test_sound_art_and_codecs_without_a_decoder(tmp_path, fault):
     tried = 0
     for suffix in ("mp4", "mkv", "mov", "ts", "flv", "avi"):
         with av.open(str(tmp_path / f"sound.{suffix}"), "w") as container:
-            mux_sound(container, "libmp3lame" if suffix in ("avi", "flv") else "aac")
+            codec = "libmp3lame" if suffix in ("avi", "flv") else "aac"
+            mux_sound(container, container.add_stream(codec, rate=44100))
         with pytest.raises(UnusableVideoError, match="has no pictures, only sound"):
             VideoReader(tmp_path / f"sound.{suffix}", 15.0)
         tried += 1

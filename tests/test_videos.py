@@ -188,12 +188,13 @@ def test_what_is_doubtful_is_said(tmp_path):
 def test_sound_and_cover_art_are_no_video(tmp_path):
     for name, cover in (("sound.mp4", False), ("cover.mp4", True)):
         with av.open(str(tmp_path / name), "w") as container:
+            sound = container.add_stream("aac", rate=44100)
             picture = container.add_stream("mjpeg", rate=1, width=64, height=48, pix_fmt="yuvj420p") if cover else None
             if cover:
                 picture.disposition = Disposition.attached_pic
                 container.mux(picture.encode(av.VideoFrame(64, 48, "yuvj420p")))
                 container.mux(picture.encode(None))
-            mux_sound(container)
+            mux_sound(container, sound)
     with pytest.raises(UnusableVideoError, match="has no pictures, only sound"):
         VideoReader(tmp_path / "sound.mp4", 15.0)
     with pytest.raises(UnusableVideoError, match="has no moving pictures, only cover art"):
