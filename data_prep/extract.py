@@ -411,7 +411,7 @@ def define_flags() -> None:
     flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
     flags.DEFINE_bool("prune", False, "remove from the cache the videos that are gone from --videos")
     flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
-    flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network (README, Extraction)")
+    flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network")
     flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
     flags.DEFINE_bool("motion_only", False, "add motion maps to a cache that has none; the network does not run")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
