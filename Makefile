@@ -112,7 +112,7 @@ test: setup  ## run the tests that take minutes at most: ARGS
 test-slow: setup  ## run the long tests too: ARGS
 	$(python) -m pytest -m "slow or not slow" $(ARGS)
 
-faults: setup  ## kill, fill, damage, attack; prints the README's reliability table (takes a while): ARGS
+faults: setup  ## kill, fill, damage, attack; prints the table of docs/reliability.md (takes a while): ARGS
 	$(python) -m pytest -m slow tests/test_faults_*.py --faults experiments/results/faults.json $(ARGS)
 
 fuzz: setup  ## damaged videos and caches, other ones in each run, for SECONDS (600): ARGS
@@ -123,7 +123,7 @@ lint: setup  ## check format, style and types
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 
-demo_models := softmax alstm conv_alstm
+demo_models := softmax alstm recommended
 demo = $(call arg,DEMO)
 define demo_run
 @rm -rf $(demo)/runs/$1
@@ -133,17 +133,17 @@ $(python) -m experiments.train --flagfile=experiments/configs/sample_$1.flags \
 
 endef
 
-demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in DEMO; BACKBONE
+demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in DEMO; BACKBONE (efficientnet_lite0)
 	$(python) -m data_prep.sample --output=$(demo)/sample
 	$(python) -m data_prep.extract --videos=$(demo)/sample/videos --features=$(demo)/features --fall_back_to_random \
-	    $(call optional,--backbone,BACKBONE)
+	    --backbone=$(call quoted,$(or $(BACKBONE),efficientnet_lite0))
 	$(foreach model,$(demo_models),$(call demo_run,$(model)))
 	@printf '\n'
 	@$(python) -m experiments.table $(foreach model,$(demo_models),--run_dir=$(demo)/runs/$(model))
 	@printf '%s\n' '' 'Every run has its own folder in '$(demo)'/runs:' \
 	    'eval/test/attention.png shows where the model looked,' \
 	    'eval/test/confusion.png what it took for what (softmax: the pairs that are each other reversed in time).' \
-	    'Watch them: make report RUN_DIR="'$(demo)'/runs/alstm '$(demo)'/runs/conv_alstm" REPORT='$(demo)/report \
+	    'Watch them: make report RUN_DIR="'$(demo)'/runs/alstm '$(demo)'/runs/recommended" REPORT='$(demo)/report \
 	    'Next: make tensorboard RUNS='$(demo)'/runs, or your own videos: README, "Your own videos".'
 
 download: setup  ## get HMDB-51, or unpack what you have: OUTPUT (data/hmdb51), ARCHIVES="FILE FILE", ARGS

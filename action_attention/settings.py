@@ -101,6 +101,7 @@ class Training(Settings):
         "constant", "of the learning rate: constant, or a cosine from it to 0 at the last epoch", choices=SCHEDULES
     )
     epochs: int = setting(100, "at most so many", low=1, high=1_000_000)
+    min_steps: int = setting(0, "more epochs where they have fewer steps together than this", low=0, high=1_000_000)
     patience: int = setting(5, "epochs without better validation before training stops", low=1)
     seed: int = setting(0, "of weights, order, dropout and held-out videos", low=0, high=2**32 - 1)
     vote: str = setting("mode", "a video's class: its frames' most frequent one, or by mean probability", choices=VOTES)

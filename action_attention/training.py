@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def train(
             _check_resumable(run, resume)
         cut: dict[str, Any] = {"stride": options.clip_stride, "motion": config.settings.takes_motion}
         training = Clips(cache, split["train"], classes, options.clip_length, **cut)
+        options = replace(
+            options, epochs=max(options.epochs, -(-options.min_steps // training.steps(options.batch_size)))
+        )
+        config = replace(config, training=options)
         validation = Clips(cache, split["validation"], classes, options.clip_length, **cut)
         # what is saved carries weights only, no optimizer and no losses: it loads without the training code
         state = RunState(run, config, new_model(config, len(classes), cache.cube_shape))
@@ -306,8 +311,9 @@ class RunState(keras.callbacks.Callback):
         return self.run.folder / f"model-{self.best['epoch']}.part.keras"
 
     def _settle(self) -> None:
-        """Brings `model.keras` and `history.json` in line with the state."""
+        """Brings `model.keras` and `history.json` in line with the state; a calibration is of the model before."""
         if self._next_model.exists():
+            self.run.calibration_file.unlink(missing_ok=True)
             self._next_model.replace(self.run.model_file)
         write_json(self.run.history_file, self.history)
 

@@ -3,7 +3,7 @@
     python -m experiments.benchmark --output FILE.json [--videos DIR --features DIR] [--stages network,steps]
 
 Peers (`pip install .[bench]`) that are not installed are skipped by name. The figures go to the screen as a table and
-into a JSON file, where stages that are not run keep what they have; README, "Performance", has them. What bounds what:
+into a JSON file, where stages that are not run keep what they have; docs/performance.md has them. What bounds what:
 
 - Extraction: the network, 70 ms a frame on two cores; decoding, compression and writing hide behind it. bfloat16 by
   oneDNN's kernels, as in OpenVINO; XLA's convolutions are slower, and weights frozen into the graph gain nothing.

@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parent / "configs"
 USAGE = "\n".join([
     "action-attention PROGRAM --flags ...; PROGRAM --help lists the flags\n",
     *(f"  {name:10}{about}" for name, (_, about) in PROGRAMS.items()),
-    "\ntrain --flagfile=NAME reads the settings of a result in the README, outside a checkout too; NAMEs:",
+    "\ntrain --flagfile=NAME reads the settings of a result, outside a checkout too; NAMEs:",
     fill(", ".join(sorted(file.stem for file in CONFIGS.glob("*.flags"))), 100),
 ])  # fmt: skip
 

@@ -77,9 +77,12 @@ def define_preset() -> None:
 def apply_preset() -> None:
     """Sets the flags that `--preset`'s file names, but for those that were given."""
     if flags.FLAGS.preset:
+        given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
+        if "epochs" in given:
+            given.add("min_steps")  # which would overrule them
         for line in (CONFIGS / f"{flags.FLAGS.preset}.flags").read_text().splitlines():
             name, equals, value = line.removeprefix("--").partition("=")
-            if line.startswith("--") and not flags.FLAGS[name].present:
+            if line.startswith("--") and name not in given:
                 flags.FLAGS[name].parse(value if equals else "true")
 
 

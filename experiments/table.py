@@ -26,7 +26,8 @@ SHARED_CONTROLS = {
     "uniform": "uniform attention", "centre": "centre of the frame", "motion": "motion alone",
     "motion_centre": "motion x centred Gaussian",
 }  # fmt: skip
-UNNAMED = ("epochs", "patience", "clip_length", "vote")  # settings that a row does not name beside its model
+# settings that a row does not name beside its model
+UNNAMED = ("epochs", "min_steps", "patience", "clip_length", "vote")
 # what --output writes of a run, as `untrusted.complaint` takes it
 RESULT = {
     **METRICS, **dict.fromkeys(OF_FRAMES, (float, None)), "config": {}, "seconds": float,

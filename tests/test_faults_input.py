@@ -157,13 +157,18 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
     others = {
         "model": "softmax", "mixed_precision": True, "mirror": True, "schedule": "cosine", "vote": "mean", "cells": 2,
         "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "carry", "dropout": 0.25,
-        "glimpse": "quarters",
+        "glimpse": "quarters", "scores": "location", "motion_prior": True, "centre_prior": True, "beside": "mean",
     }  # fmt: skip
     settings = config(epochs=1).flat()
     for name, there in settings.items():
         if name in ("epochs", "patience"):
             continue
         value = others.get(name) or there * 2 + 1
+        if name in ("heads", "temperature"):
+            with pytest.raises(UserError, match=r"heads and temperature are for scores=location"):
+                Config.read({**settings, name: value})
+            refused += 1
+            continue
         asked = config(value, epochs=1) if name == "model" else Config.read({**settings, name: value})
         with pytest.raises(UserError, match=rf"was trained with {name}=.*, now {name}=.* is asked for"):
             train(asked, cache, split, run_dir, resume=True)

@@ -274,11 +274,13 @@ def test_a_virtual_environment_and_a_demo_with_every_punctuation(checkout):
     (checkout / ".venv").rename(checkout / ODD)
     (checkout / ODD / "runs" / "softmax" / "old").mkdir(parents=True)
     calls = calls_of(checkout, "demo", VENV=ODD, DEMO=ODD)
-    models = ("softmax", "alstm", "conv_alstm")
+    models = ("softmax", "alstm", "recommended")
     assert [call[1] for call in calls] == [
         "data_prep.sample", "data_prep.extract", *3 * ("experiments.train", "experiments.eval"), "experiments.table",
     ]  # fmt: skip
     assert calls[0][2:] == [f"--output={ODD}/sample"]
+    assert calls[1][-1] == "--backbone=efficientnet_lite0"
+    assert calls_of(checkout, "demo", VENV=ODD, DEMO=ODD, BACKBONE=ODD)[1][-1] == f"--backbone={ODD}"
     assert calls[2][2:] == ["--flagfile=experiments/configs/sample_softmax.flags", f"--features={ODD}/features",
                             f"--splits={ODD}/sample/splits", f"--run_dir={ODD}/runs/softmax"]  # fmt: skip
     assert calls[-1][2:] == [f"--run_dir={ODD}/runs/{model}" for model in models]

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from action_attention import evaluation, training
-from action_attention.clips import Clips
+from action_attention.clips import Clips, class_names
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, predict_videos
 from action_attention.features import FeatureCache
@@ -293,6 +293,32 @@ def test_without_validation_the_last_epoch_is_kept(cache, split, tmp_path):
     assert run["best"]["epoch"] == 1
     with pytest.raises(UserError, match="has no validation videos"):
         evaluate(tmp_path / "run", cache, "validation")
+
+
+def test_few_clips_are_trained_on_for_more_epochs(cache, split, tmp_path):
+    split = {**split, "validation": []}
+    steps = Clips(cache, split["train"], class_names(split["train"]), 6).steps(4)
+    more = {"few": {"epochs": 1, "min_steps": 2 * steps + 1}, "many": {"epochs": 3, "min_steps": 3 * steps}}
+    for name, settings in more.items():
+        run = train(config(schedule="cosine", **settings), cache, split, tmp_path / name, about=ABOUT)
+        assert run["epochs"] == 3
+    assert weights_of(tmp_path / "few") == weights_of(tmp_path / "many")
+
+
+def test_a_calibration_goes_with_the_model_that_it_is_of(cache, split, tmp_path):
+    everything = {**split, "train": split["train"] + split["validation"], "validation": []}
+    calibration = tmp_path / "calibration.json"
+    for epochs, stays in ((1, False), (1, True), (2, False)):  # made, as it was, a better model
+        train(
+            config(epochs=epochs),
+            cache,
+            everything,
+            tmp_path,
+            about={**ABOUT, "validation": "none"},
+            resume=calibration.exists(),
+        )
+        assert calibration.exists() == stays
+        calibration.write_text("{}")
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished, cache, split):
