@@ -251,4 +251,5 @@ def test_a_preset_sets_what_was_not_given(tmp_path):
     for name, value in of_file.items():
         if name not in ("lstm_units", "mirror"):
             assert str(settings[name]).lower() in (value, "true", str(float(value or 0)) if value[:1].isdigit() else "")
+    assert "min_steps" not in given("--preset=recommended", "--epochs=2")[1]  # which would overrule what was given
     assert given("--lstm_units=32") == ["alstm", {"lstm_units": 32}]
