@@ -133,7 +133,7 @@ $(python) -m experiments.train --flagfile=experiments/configs/sample_$1.flags \
 
 endef
 
-demo: setup  ## sample dataset -> features -> three models -> one table, in minutes; results in DEMO; BACKBONE (efficientnet_lite0)
+demo: setup  ## sample dataset -> features -> three models -> one table: DEMO, BACKBONE (efficientnet_lite0)
 	$(python) -m data_prep.sample --output=$(demo)/sample
 	$(python) -m data_prep.extract --videos=$(demo)/sample/videos --features=$(demo)/features --fall_back_to_random \
 	    --backbone=$(call quoted,$(or $(BACKBONE),efficientnet_lite0))

@@ -1,6 +1,7 @@
 """`train`: a config, a feature cache and lists of videos -> a run directory."""
 
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -92,15 +93,14 @@ def train(
             _check_resumable(run, resume)
         cut: dict[str, Any] = {"stride": options.clip_stride, "motion": config.settings.takes_motion}
         training = Clips(cache, split["train"], classes, options.clip_length, **cut)
-        options = replace(
-            options, epochs=max(options.epochs, -(-options.min_steps // training.steps(options.batch_size)))
-        )
+        steps = training.steps(options.batch_size)
+        options = replace(options, epochs=max(options.epochs, math.ceil(options.min_steps / steps)))
         config = replace(config, training=options)
         validation = Clips(cache, split["validation"], classes, options.clip_length, **cut)
         # what is saved carries weights only, no optimizer and no losses: it loads without the training code
         state = RunState(run, config, new_model(config, len(classes), cache.cube_shape))
         model = new_model(config, len(classes), cache.cube_shape)
-        compile_model(model, config, training.steps(options.batch_size))
+        compile_model(model, config, steps)
         with run.writing():
             first_epoch = state.restore(model)
         if not state.finished(first_epoch):
@@ -121,7 +121,7 @@ def train(
                 training.shuffled_batches(options.batch_size, options.seed, epochs, mirror=options.mirror),
                 initial_epoch=first_epoch,
                 epochs=options.epochs,
-                steps_per_epoch=training.steps(options.batch_size),
+                steps_per_epoch=steps,
                 callbacks=callbacks,
                 shuffle=False,  # the batches come shuffled
                 verbose=verbose,

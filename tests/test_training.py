@@ -309,14 +309,7 @@ def test_a_calibration_goes_with_the_model_that_it_is_of(cache, split, tmp_path)
     everything = {**split, "train": split["train"] + split["validation"], "validation": []}
     calibration = tmp_path / "calibration.json"
     for epochs, stays in ((1, False), (1, True), (2, False)):  # made, as it was, a better model
-        train(
-            config(epochs=epochs),
-            cache,
-            everything,
-            tmp_path,
-            about={**ABOUT, "validation": "none"},
-            resume=calibration.exists(),
-        )
+        train(config(epochs=epochs), cache, everything, tmp_path, about=ABOUT, resume=calibration.exists())
         assert calibration.exists() == stays
         calibration.write_text("{}")
 
