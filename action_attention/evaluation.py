@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_json
+from action_attention.files import written_whole
 from action_attention.heatmaps import relative_entropy
 from action_attention.localization import Actor, localize
 from action_attention.memory import check_address_space, check_memory, enough_memory
@@ -209,11 +210,9 @@ def _write_predictions(path: Path, predictions: list[VideoPrediction], classes: 
 
 def _write_frames(path: Path, predictions: list[VideoPrediction]) -> None:
     """Attention `(N, F, F)` and probabilities `(N, C)`, float32, of all videos' frames in the order of the rows."""
-    part = path.with_suffix(".npz.part")
     arrays: dict[str, Any] = {
         key: np.concatenate([getattr(prediction, key) for prediction in predictions]).astype(np.float32)
         for key in ("attention", "probabilities")
     }
-    with part.open("wb") as file:
+    with written_whole(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
-    part.replace(path)

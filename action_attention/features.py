@@ -37,7 +37,7 @@ import hdf5plugin
 import numpy as np
 
 from action_attention.errors import UserError
-from action_attention.files import check_name, check_plain, file_sha256
+from action_attention.files import check_name, check_plain, file_sha256, written_whole
 from action_attention.untrusted import attribute, check_whole, check_written, complaint, own_dataset, read_json, rows
 
 SCHEMA_VERSION = 1
@@ -516,13 +516,8 @@ def write_index(
 
 def write_json(path: Path, content: object) -> None:
     """Replaces `path` as a whole, so that a reader never sees half a file."""
-    part = path.with_suffix(path.suffix + ".part")
-    try:
+    with written_whole(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def listed_shards(folder: Path) -> dict[str, str]:

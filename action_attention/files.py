@@ -53,6 +53,17 @@ def check_name(name: object) -> None:
 
 
 @contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """The file beside `path` to write to: it takes that name when the block ends, and goes if it is left early."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """Makes the folder and holds it for this process. Raises UserError with the text `busy` if another holds it."""
     folder.mkdir(parents=True, exist_ok=True)

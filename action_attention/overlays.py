@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, FULL, overlay, paint, relative_entropy
 from action_attention.metrics import VideoPrediction, rank_classes, running_votes
 
@@ -125,23 +126,21 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         raise ValueError("a video needs at least one frame. Received: none")
     height, width = first.shape[:2]
     palettes = _palettes(width, height, rate) if kind == "gif" else None
-    part = path.absolute().with_name(f"{path.name}.part")  # absolute: a name alone may look like a protocol's
-    try:
-        # faststart: what a player must know stands first, so that a browser can begin before it has all
-        options = {"movflags": "+faststart"} if kind == "mp4" else {}
-        with av.open(str(part), "w", format=kind, container_options=options) as container:
-            stream = container.add_stream(rate=rate, width=width, height=height, **STREAMS[kind])
-            for number, frame in enumerate(chain([first], frames)):
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture.pts, picture.time_base = number, 1 / rate
-                if palettes:
-                    palettes.vpush(picture)
-                    picture = palettes.vpull()
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode(None))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # faststart: what a player must know stands first, so that a browser can begin before it has all
+    options = {"movflags": "+faststart"} if kind == "mp4" else {}
+    with (  # absolute: a name alone may look like a protocol's
+        written_whole(path.absolute()) as part,
+        av.open(str(part), "w", format=kind, container_options=options) as container,
+    ):
+        stream = container.add_stream(rate=rate, width=width, height=height, **STREAMS[kind])
+        for number, frame in enumerate(chain([first], frames)):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts, picture.time_base = number, 1 / rate
+            if palettes:
+                palettes.vpush(picture)
+                picture = palettes.vpull()
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
 
 
 def _palettes(width: int, height: int, rate: Fraction) -> av.filter.Graph:

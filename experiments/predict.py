@@ -14,6 +14,7 @@ from absl import flags
 from tqdm import tqdm
 
 from action_attention.errors import UserError
+from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, HEATMAPS, relative_entropy
 from action_attention.runs import Run, pretrained_folder, pretrained_names
 from action_attention.settings import VOTES
@@ -116,8 +117,7 @@ def _attention(entropy: float) -> str:
 
 def _write_frames(path: Path, about: dict, result: Result) -> None:
     """`about` and `frames`, one line a frame, as JSON; the text of a long video is never in memory as a whole."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w") as file:
+    with written_whole(path) as part, part.open("w") as file:
         file.write(json.dumps(about, indent=2).removesuffix("\n}") + ',\n  "frames": [')
         each = zip(result.times, result.probabilities, result.attention, strict=True)
         bar = tqdm(each, "writing .json", len(result.times), unit="frame", disable=None, dynamic_ncols=True)
@@ -128,7 +128,6 @@ def _write_frames(path: Path, about: dict, result: Result) -> None:
             }  # fmt: skip
             file.write((",\n    " if number else "\n    ") + json.dumps(frame))
         file.write("\n  ]\n}\n")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
+from action_attention.files import written_whole
 from action_attention.heatmaps import HEATMAPS
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
@@ -166,9 +167,9 @@ def make_report(
     wanted = {name: number for number, name in enumerate(names) if name in shown}
     drawn = draw_videos(videos, runs, wanted, output, heatmap)
     page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    part = output / "index.html.part"
-    part.write_text(page.replace("{{data}}", _embedded(_page_data(runs, names, galleries, drawn))), encoding="utf-8")
-    part.replace(output / "index.html")
+    with written_whole(output / "index.html") as part:
+        data = _embedded(_page_data(runs, names, galleries, drawn))
+        part.write_text(page.replace("{{data}}", data), encoding="utf-8")
     return drawn
 
 

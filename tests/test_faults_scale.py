@@ -27,6 +27,7 @@ from action_attention.runs import Run
 from action_attention.training import new_model, train
 from data_prep.extract import extract
 from data_prep.recognizer import Recognizer
+from data_prep.videos import VideoReader
 from experiments import report
 from tests import test_report
 from tests.test_faults_extraction import EXTRACT
@@ -438,21 +439,23 @@ def test_extraction_and_report_that_are_ended_within_a_save(run_dir, videos, net
 
 PREDICTS_ONE = """
 import sys
+import time
 from conftest import small_network
 from data_prep import recognizer
 recognizer.build_backbone = lambda *_: small_network()
 from experiments import predict
 from data_prep import program
+dumps = predict.json.dumps
+predict.json.dumps = lambda *words, **how: time.sleep(0.001) or dumps(*words, **how)  # so that it can be met at work
 program.run(predict.main, predict.define_flags)
 """
 
 
 def test_predictions_that_are_ended_leave_nothing(run_dir, tmp_path, fault):
     video, tried = film(tmp_path / "clip.mp4", 6_000), 0
-    for place in ("features", "drawing"):
+    for place, wanted in {"features": ".features-*/*.part", "drawing": "*.mp4.part", "frames": "*.json.part"}.items():
         output = tmp_path / place
         command = [sys.executable, "-c", PREDICTS_ONE, f"--run_dir={run_dir}", f"--video={video}", f"--output={output}"]
-        wanted = {"features": ".features-*/*.part", "drawing": "*.mp4.part"}[place]
         with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             while not list(output.glob(wanted)):
                 assert process.poll() is None, process.stderr.read()
@@ -462,11 +465,13 @@ def test_predictions_that_are_ended_leave_nothing(run_dir, tmp_path, fault):
             process.terminate()
             process.communicate(timeout=60)
         assert process.returncode == 143
-        assert not list(output.iterdir())
+        left = list(output.iterdir())
+        assert [path.name for path in left] == ["clip_prediction.mp4"] * (place == "frames"), place
+        assert all(len(list(VideoReader(path, 15.0))) == 6_000 for path in left)
         tried += 1
     fault(
-        "A prediction ended (SIGTERM) while it extracts, while it draws", tried, "its temporary files are gone",
-        f"{tried} of {tried} left an empty folder, exit status 143",
+        "A prediction ended (SIGTERM) while it extracts, draws, writes JSON", tried, "its temporary files are gone",
+        f"{tried} of {tried} left none, only an overlay that was whole; exit status 143",
     )  # fmt: skip
 
 
