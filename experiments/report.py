@@ -33,8 +33,8 @@ from experiments import table
 
 TOP = 5
 FIGURES = ("Video top-5", "Clip top-1", "Frame top-1", "Macro F1")  # `table.COLUMNS`
-LOCALIZATION = {"pointing": "Pointing accuracy of attention", "mass": "Attention mass on the actor"}
-CONTROLS = table.SHARED_CONTROLS | {"permuted": "attention of another video"}
+LOCALIZATION = {"pointing": "Pointing accuracy", "mass": "Mass on the actor"}
+CONTROLS = table.SHARED_CONTROLS | {"permuted": "another video's attention"}
 WIDTH = 360  # pixels of an overlay: its text can be read in a card, and the page's folder stays small
 
 
@@ -249,7 +249,7 @@ def _figures(runs: list[EvaluatedRun]) -> list:
             shown[name] = f"{found['attention']:.1%}" + (
                 f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
             )
-            shown |= {f"{name}, control: {title}": _control(found, key) for key, title in CONTROLS.items()}
+            shown |= {f"{name}: {title}": _control(found, key) for key, title in CONTROLS.items()}
         columns.append(shown)
     return _rows(columns)
 
@@ -259,7 +259,7 @@ def _control(found: dict, name: str) -> str:
     if name not in found:
         return "-"
     above = found.get(f"above_{name}_ci95")
-    points = " (attention minus it: {:+.1f} to {:+.1f} points)".format(*(100 * end for end in above)) if above else ""
+    points = " (attention: {:+.1f} to {:+.1f})".format(*(100 * end for end in above)) if above else ""
     return f"{found[name]:.1%}{points}"
 
 

@@ -190,20 +190,20 @@ def test_the_page_has_every_control_of_pointing_and_mass(run_dirs, tmp_path):
         metrics["localization"] = {**counts, "pointing": aim, "mass": {**aim, "attention": 0.25}, "per_class": {}}
         path.write_text(json.dumps(metrics))
     report.make_report(report.read_runs([old, new, one], "test"), None, tmp_path / "page", 0)
-    rows = [row for row in data_of(tmp_path / "page")["figures"] if row[0].startswith(("Pointing", "Attention"))]
+    rows = [row for row in data_of(tmp_path / "page")["figures"] if row[0].startswith(("Pointing", "Mass"))]
     controls = [
-        ["uniform attention", ["12.5%", "12.5% (attention minus it: +20.0 to +55.0 points)", "12.5%"]],
-        ["centre of the frame", ["50.0%", "50.0% (attention minus it: -10.0 to +10.0 points)", "50.0%"]],
-        ["motion alone", ["-", "25.0% (attention minus it: +20.0 to +30.0 points)", "25.0%"]],
-        ["motion x centred Gaussian", ["-", "60.0% (attention minus it: -15.0 to -5.0 points)", "60.0%"]],
-        ["attention of another video", ["-", "15.0% (attention minus it: +30.0 to +40.0 points)", "15.0%"]],
+        ["uniform attention", ["12.5%", "12.5% (attention: +20.0 to +55.0)", "12.5%"]],
+        ["centre of the frame", ["50.0%", "50.0% (attention: -10.0 to +10.0)", "50.0%"]],
+        ["motion alone", ["-", "25.0% (attention: +20.0 to +30.0)", "25.0%"]],
+        ["motion x centred Gaussian", ["-", "60.0% (attention: -15.0 to -5.0)", "60.0%"]],
+        ["another video's attention", ["-", "15.0% (attention: +30.0 to +40.0)", "15.0%"]],
     ]
-    pointing, mass = "Pointing accuracy of attention", "Attention mass on the actor"
+    pointing, mass = "Pointing accuracy", "Mass on the actor"
     assert rows == [
         [pointing, ["50.0% (40.0% to 60.0%)"] * 3],
-        *([f"{pointing}, control: {name}", values] for name, values in controls),
+        *([f"{pointing}: {name}", values] for name, values in controls),
         [mass, ["25.0% (40.0% to 60.0%)"] * 3],
-        *([f"{mass}, control: {name}", values] for name, values in controls),
+        *([f"{mass}: {name}", values] for name, values in controls),
     ]
 
 
