@@ -164,6 +164,9 @@ class ShardWriter:
     def commit(self) -> None:
         hashes = np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *self._hashes])
         motion = np.concatenate([np.zeros((0, *self._features.shape[1:3]), np.float16), *self._motion])
+        if len(motion) not in (0, rows := self.rows):
+            self.discard()
+            raise ValueError(f"a shard has motion maps of all frames or none. Received: {len(motion)} of {rows}")
         size = 1024 * len(self._videos + self._rejects + self._remarks) + hashes.nbytes + motion.nbytes
         with self._writing(size):
             self._file.attrs["features_sha256"] = self._sha256.hexdigest()

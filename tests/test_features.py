@@ -254,6 +254,16 @@ def test_room_is_reserved_for_what_hdf5_writes_anew_of_large_cubes(tmp_path, mon
     writer.discard()
 
 
+def test_motion_maps_of_some_videos_only_are_not_written(tmp_path):
+    writer = ShardWriter(tmp_path / "shard-00000.h5", (2, 2, 4), SETTINGS, {})
+    for row, motion in ((0, np.zeros((3, 2, 2), np.float16)), (3, None)):
+        writer.append(sparse_cubes(3, cube=(2, 2, 4)))
+        writer.add_video(Video("wave", f"{row}.avi", row, 3, 30.0, 15.0, 6, 6, 320, 240, 9, ""), motion=motion)
+    with pytest.raises(ValueError, match="Received: 3 of 6"):
+        writer.commit()
+    assert not list(tmp_path.iterdir())
+
+
 def test_shards_with_other_cubes_are_refused(folder):
     write_shard(folder / "shard-00002.h5", [4], prefix="x", cube=(5, 6, 24))
     sentence = r"shard-00002\.h5 has cubes \(5, 6, 24\), .*shard-00000\.h5 has \(7, 7, 512\); remove one"
