@@ -131,20 +131,33 @@ def over_splits(results: list[dict]) -> str:
 
     Empty if there are none. Mean, standard deviation and 95 % interval are over seeds.
     """
+    lines = ["| data, mean of splits | model | seeds | video top-1 | 95 % interval |", "|---|---|---|---|---|"]
+    for splits in _models(results):
+        seeds = _common_seeds(splits)
+        if len(splits) > 1 and seeds:
+            top1 = np.mean([[_by_seed(runs)[seed] for seed in seeds] for runs in splits], axis=0)
+            where = f"{splits[0][0]['dataset']}, splits {_split_names(splits)}"
+            model = _about([_without_penalty(splits[0][0])])[1]
+            lines.append(f"| {' | '.join([where, model, str(len(seeds)), *_mean_and_interval(top1, None)])} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _models(results: list[dict]) -> list[list[list[dict]]]:
+    """The rows of each model, one a split."""
     models: dict[str, list[list[dict]]] = {}
     for runs in _rows(results):
         first = _without_penalty(runs[0])
         key = json.dumps([first[key] for key in ROW_KEYS if key != "split"], sort_keys=True)
         models.setdefault(key, []).append(runs)
-    lines = ["| data, mean of splits | model | seeds | video top-1 | 95 % interval |", "|---|---|---|---|---|"]
-    for splits in models.values():
-        seeds = sorted(set.intersection(*({run["seed"] for run in runs} for runs in splits)))
-        if len(splits) > 1 and seeds:
-            top1 = np.mean([[_by_seed(runs)[seed] for seed in seeds] for runs in splits], axis=0)
-            where = f"{splits[0][0]['dataset']}, splits {', '.join(sorted(str(runs[0]['split']) for runs in splits))}"
-            model = _about([_without_penalty(splits[0][0])])[1]
-            lines.append(f"| {' | '.join([where, model, str(len(seeds)), *_mean_and_interval(top1, None)])} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    return list(models.values())
+
+
+def _common_seeds(rows: list[list[dict]]) -> list[int]:
+    return sorted(set.intersection(*({run["seed"] for run in runs} for runs in rows)))
+
+
+def _split_names(splits: list[list[dict]]) -> str:
+    return ", ".join(sorted(str(runs[0]["split"]) for runs in splits))
 
 
 def _without_penalty(result: dict) -> dict:
@@ -154,20 +167,27 @@ def _without_penalty(result: dict) -> dict:
 
 
 def differences(results: list[dict]) -> str:
-    """A Markdown table of what each row gains over the first one, in points of video top-1.
+    """A Markdown table of what each model gains over the first one, in points of video top-1.
 
-    Seeds that both rows ran are paired; the 95 % interval is that of their mean difference (Student's t). Rows are
-    named by what is otherwise than in the first.
+    Runs of one split and seed are paired. A seed's gain is the mean over the splits that both models ran, if it ran on
+    all of them; the 95 % interval is that of the mean over seeds (Student's t). Models are named by what is otherwise
+    than in the first.
     """
-    first, *others = _rows(results)
-    lines = [f"| against {_about(first)[1]} | pairs | video top-1, points | 95 % interval |", "|---|---|---|---|"]
-    for runs in others:
-        seeds = sorted(_by_seed(first).keys() & _by_seed(runs).keys())
+    first, *others = _models(results)
+    base = {runs[0]["split"]: runs for runs in first}
+    lines = [
+        f"| against {_about(first[0])[1]} | splits | seeds | video top-1, points | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for splits in others:
+        shared = [runs for runs in splits if runs[0]["split"] in base]
+        seeds = _common_seeds(shared + [base[runs[0]["split"]] for runs in shared]) if shared else []
         if seeds:
-            gains = 100 * np.array([_by_seed(runs)[seed] - _by_seed(first)[seed] for seed in seeds])
+            pairs = [(_by_seed(runs), _by_seed(base[runs[0]["split"]])) for runs in shared]
+            gains = 100 * np.mean([[ours[seed] - its[seed] for seed in seeds] for ours, its in pairs], axis=0)
             interval = mean_interval95(gains)
-            shown = [_otherwise(first[0], runs[0]), str(len(seeds)), f"{gains.mean():+.1f}"]
-            shown.append("{:+.1f} to {:+.1f}".format(*interval) if interval else "-")
+            shown = [_otherwise(first[0][0], splits[0][0]), _split_names(shared), str(len(seeds))]
+            shown += [f"{gains.mean():+.1f}", "{:+.1f} to {:+.1f}".format(*interval) if interval else "-"]
             lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -175,7 +195,6 @@ def differences(results: list[dict]) -> str:
 def _otherwise(first: dict, other: dict) -> str:
     """What is otherwise in a result's training than in the first one's."""
     names = [other["model"]] if other["model"] != first["model"] else []
-    names += [f"split {other['split']}"] if other["split"] != first["split"] else []
     names += [TUTORIAL] if other["validation"] == "tutorial" != first["validation"] else []
     settings = {key: value for key, value in other["config"].items() if key not in (*UNNAMED, "model")}
     names += [f"{key}={value}" for key, value in settings.items() if value != first["config"].get(key)]
@@ -228,7 +247,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("run_dir", [], "run directory of an evaluated run; give it once a run")
     flags.DEFINE_string("subset", "test", "which evaluation")
     flags.DEFINE_multi_string("results", [], "file that --output wrote before")
-    flags.DEFINE_bool("differences", False, "add what each row gains over the first one, seed by seed")
+    flags.DEFINE_bool("differences", False, "add what each model gains over the first one, seed by seed")
     flags.DEFINE_string("output", None, "file to keep the results in")
 
 

@@ -135,9 +135,23 @@ def test_differences_are_those_of_the_same_seed():
     runs += [result(seed, top1, mirror=True, cells=2) for seed, top1 in ((1, 0.64), (0, 0.52), (7, 0.9))]
     (row,) = rows(table.differences(runs))
     # +2 and +4 points: mean 3, standard deviation 1.414, 12.706 * 1
-    assert row == ["cells=2", "2", "+3.0", "-9.7 to +15.7"]
+    assert row == ["cells=2", "1", "2", "+3.0", "-9.7 to +15.7"]
     other = {**result(0, 0.5, mirror=True), "validation": "tutorial", "model": "avg_lstm"}
-    assert rows(table.differences([runs[0], other])) == [[f"avg_lstm, {table.TUTORIAL}", "1", "+0.0", "-"]]
+    assert rows(table.differences([runs[0], other])) == [[f"avg_lstm, {table.TUTORIAL}", "1", "1", "+0.0", "-"]]
+
+
+def test_differences_of_several_splits_are_the_mean_of_those_that_both_ran():
+    ran = {1: {0: (0.5, 0.6), 1: (0.5, 0.5)}, 2: {0: (0.4, 0.6), 1: (0.4, 0.8), 2: (0.4, 0.9)}}
+    runs = [
+        {**result(seed, pair[which], **settings), "split": split}
+        for which, settings in enumerate(({}, {"cells": 2}))
+        for split, seeds in ran.items()
+        for seed, pair in seeds.items()
+    ]
+    alone = [{**result(seed, 0.9, cells=2), "split": 3} for seed in (0, 1)]  # there is no first model's run of it
+    (row,) = rows(table.differences(runs + alone))
+    # seed 0: the mean of 10 and 20 points; seed 1: of 0 and 40; seed 2 lacks split 1
+    assert row == ["cells=2", "1, 2", "2", "+17.5", "-14.3 to +49.3"]
 
 
 @pytest.mark.parametrize(("change", "label"), [({"weights": "random"}, table.RANDOM_WEIGHTS),
