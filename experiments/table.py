@@ -129,17 +129,31 @@ def _controls(runs: list[dict]) -> dict[str, list[str]]:
 def over_splits(results: list[dict]) -> str:
     """A Markdown table of the models that ran on several splits: the mean of the splits, for each seed that ran on all.
 
-    Empty if there are none. Mean, standard deviation and 95 % interval are over seeds.
+    Empty if there are none. Mean, standard deviation and 95 % interval are over seeds. Where all runs say so: how much
+    of the attention is on the actor, and the attention's entropy relative to uniform.
     """
-    lines = ["| data, mean of splits | model | seeds | video top-1 | 95 % interval |", "|---|---|---|---|---|"]
+    lines = [
+        "| data, mean of splits | model | seeds | video top-1 | 95 % interval | pointing | mass | entropy |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for splits in _models(results):
         seeds = _common_seeds(splits)
         if len(splits) > 1 and seeds:
             top1 = np.mean([[_by_seed(runs)[seed] for seed in seeds] for runs in splits], axis=0)
             where = f"{splits[0][0]['dataset']}, splits {_split_names(splits)}"
             model = _about([_without_penalty(splits[0][0])])[1]
-            lines.append(f"| {' | '.join([where, model, str(len(seeds)), *_mean_and_interval(top1, None)])} |")
+            runs = [run for of_split in splits for run in of_split if run["seed"] in seeds]
+            looks = [_mean([_looking(run) for run in runs], key) for key in (*MEASURES, "entropy")]
+            shown = [f"{look:.1%}" if look is not None else "-" for look in looks[:-1]]
+            shown.append(f"{looks[-1]:.2f}" if looks[-1] is not None else "-")
+            lines.append(f"| {' | '.join([where, model, str(len(seeds)), *_mean_and_interval(top1, None), *shown])} |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _looking(run: dict) -> dict[str, float | None]:
+    found = run.get("localization", {})
+    measured = {measure: found[measure]["attention"] if found else None for measure in MEASURES}
+    return {**measured, "entropy": run.get("entropy")}
 
 
 def _models(results: list[dict]) -> list[list[list[dict]]]:

@@ -122,12 +122,19 @@ def test_the_mean_of_splits_takes_the_seeds_that_ran_on_all():
             [(1, 0, 0.5), (1, 1, 0.6), (1, 2, 0.9), (2, 0, 0.3), (2, 1, 0.6)]]  # fmt: skip
     (row,) = rows(table.over_splits(runs))
     # seed 0: 40 %, seed 1: 60 %; 12.706 * 10 points
-    assert row == ["made, splits 1, 2", "alstm", "2", "50.0% ± 14.1", "-77.1% to 177.1%"]
+    assert row == ["made, splits 1, 2", "alstm", "2", "50.0% ± 14.1", "-77.1% to 177.1%", "-", "-", "-"]
     assert table.over_splits(runs[:3]) == ""
+    looked = [
+        {**result(0, 0.5, pointing), "split": split, "entropy": pointing} for split, pointing in ((1, 0.2), (2, 0.3))
+    ]
+    (row,) = rows(table.over_splits(looked))
+    assert row[-3:] == ["25.0%", "25.0%", "0.25"]
+    del looked[0]["localization"]
+    assert rows(table.over_splits(looked))[0][-3:] == ["-", "-", "0.25"]
     svm = [{**result(0, 0.5, C=c), "split": split, "model": "svm"} for split, c in ((1, 0.3), (2, 3.0))]
     svm[1]["validation"] = "none"  # as given, where a class has a single video
     (row,) = rows(table.over_splits(svm))
-    assert row[1:] == ["svm, attention_penalty=0.5", "1", "50.0%", "-"]
+    assert row[1:] == ["svm, attention_penalty=0.5", "1", "50.0%", "-", "-", "-", "-"]
 
 
 def test_differences_are_those_of_the_same_seed():
