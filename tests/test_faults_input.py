@@ -165,7 +165,7 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
             continue
         value = others.get(name) or there * 2 + 1
         if name in ("heads", "temperature"):
-            with pytest.raises(UserError, match=r"heads and temperature are for scores=location"):
+            with pytest.raises(UserError, match=rf"{name} is for scores=location"):
                 Config.read({**settings, name: value})
             refused += 1
             continue

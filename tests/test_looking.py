@@ -70,7 +70,8 @@ def numpy_alstm(layer, features, motion):
         elif settings.scores == "mean":
             mixed = cube[:, t].mean(1) @ w["mlp1/kernel"] + w["mlp1/bias"] + hidden @ w["mlp2/kernel"]
             scores = (np.tanh(mixed) @ w["mlp3/kernel"] + w["mlp3/bias"])[..., None]
-        weights = softmax(scores + prior[:, t, :, None], axis=1)  # (B, L, N)
+        scores = scores + prior[:, t, :, None]
+        weights = softmax(scores / tau if settings.scores == "motion" else scores, axis=1)  # (B, L, N)
         glimpse = np.concatenate([np.einsum("bl,bld->bd", head, cube[:, t]) for head in weights.transpose(2, 0, 1)], -1)
         if settings.beside == "mean":
             glimpse = np.concatenate([glimpse, cube[:, t].mean(1)], axis=-1)
@@ -87,6 +88,7 @@ def numpy_alstm(layer, features, motion):
     {"scores": "motion"},
     {"scores": "motion", "beside": "mean"},
     {"scores": "motion", "centre_prior": True},
+    {"scores": "motion", "centre_prior": True, "temperature": 0.5},
     {"scores": "mean", "motion_prior": True},
     {"scores": "location", "centre_prior": True},
 ], ids=str)  # fmt: skip
@@ -166,8 +168,10 @@ def test_the_tutorials_scores_stay_the_default():
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
-    ({"heads": 4}, r"heads and temperature are for scores=location\. Received: scores=mean"),
-    ({"temperature": 0.5}, r"heads and temperature are for scores=location"),
+    ({"heads": 4}, r"heads is for scores=location\. Received: scores=mean"),
+    ({"scores": "motion", "heads": 4}, r"heads is for scores=location\. Received: scores=motion"),
+    ({"temperature": 0.5}, r"temperature is for scores=location and scores=motion\. Received: scores=mean"),
+    ({"scores": "motion", "temperature": 0.0}, "of scores=motion gamma and delta are learned"),
     ({"scores": "location", "heads": 2, "glimpse": "quarters"}, "several heads take glimpse=whole"),
     ({"scores": "motion", "motion_prior": True}, "scores=motion is the motion prior by itself"),
 ])  # fmt: skip

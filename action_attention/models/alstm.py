@@ -61,13 +61,19 @@ class ALSTMSettings(GlimpseSettings):
     centre_prior: bool = CENTRE_PRIOR
     beside: str = setting("none", "what stands beside the glimpse: nothing, or the mean cube", choices=BESIDE)
     heads: int = setting(1, "of location scores; the map shown is their mean", low=1, high=64)
-    temperature: float = setting(1.0, "tau of location scores; 0: learned, from 1", low=0)
+    temperature: float = setting(
+        1.0, "tau of location or motion scores, below 1 for sharper maps; 0: learned, from 1 (location only)", low=0
+    )
     attention_units: int = setting(128, "of the layer behind location scores", low=1, high=65536)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scores != "location" and (self.heads, self.temperature) != (1, 1.0):
-            raise UserError(f"heads and temperature are for scores=location. Received: scores={self.scores}")
+        if self.scores != "location" and self.heads != 1:
+            raise UserError(f"heads is for scores=location. Received: scores={self.scores}")
+        if self.scores == "mean" and self.temperature != 1:
+            raise UserError("temperature is for scores=location and scores=motion. Received: scores=mean")
+        if self.scores == "motion" and not self.temperature:
+            raise UserError("of scores=motion gamma and delta are learned; give a temperature above 0. Received: 0")
         if self.heads > 1 and self.glimpse != "whole":
             raise UserError(f"several heads take glimpse=whole. Received: heads={self.heads}, glimpse={self.glimpse}")
         if self.scores == "motion" and self.motion_prior:
@@ -169,7 +175,7 @@ class ALSTM(ActionModel):
                 settings.attention_units, options, settings.heads, settings.temperature, settings.lstm_units,
                 name="attention",
             ),
-            "motion": lambda: PriorOnly(name="attention"),
+            "motion": lambda: PriorOnly(settings.temperature, name="attention"),
         }[settings.scores]()  # fmt: skip
         glimpse = make_glimpse(settings, options, Whole(settings.heads, name="glimpse"))
         if settings.beside == "mean":

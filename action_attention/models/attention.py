@@ -153,10 +153,14 @@ class LocationScores(Attention):
 
 
 class PriorOnly(Attention):
-    """Control: looks where the prior does, whatever is there."""
+    """Looks where the prior does, whatever is there: c_t = softmax((1/tau) prior); `temperature` is tau."""
+
+    def __init__(self, temperature: float = 1.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.temperature = temperature
 
     def over(self, cube: Any, frame_means: Any, drop: Callable[[Any], Any], prior: Any = None) -> Look:
-        weights = ops.softmax(prior)
+        weights = ops.softmax(prior / self.temperature)
         return lambda t, hidden: weights[:, t, None]
 
 
