@@ -437,37 +437,54 @@ def test_extraction_and_report_that_are_ended_within_a_save(run_dir, videos, net
     )  # fmt: skip
 
 
+# Is sent SIGTERM at the `count`-th call of what is done at `place`, after it has said what stands in the output.
 PREDICTS_ONE = """
-import sys
-import time
+import json, os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
 from conftest import small_network
-from data_prep import recognizer
-recognizer.build_backbone = lambda *_: small_network()
+from action_attention import features, overlays
+from data_prep import program, recognizer
 from experiments import predict
-from data_prep import program
-dumps = predict.json.dumps
-predict.json.dumps = lambda *words, **how: time.sleep(0.001) or dumps(*words, **how)  # so that it can be met at work
+
+place, count, output = sys.argv.pop(1), int(sys.argv.pop(1)), Path(sys.argv.pop(1))
+calls = 0
+
+def end_within(owner, function):
+    original = getattr(owner, function)
+    def wrapped(*arguments, **keywords):
+        global calls
+        calls += 1
+        if calls == count:
+            print("at work:", *(path.name for path in output.rglob("*")), flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+    setattr(owner, function, wrapped)
+
+predict.json = SimpleNamespace(dumps=json.dumps)  # of this module alone
+end_within(*{"features": (features.ShardWriter, "append"), "drawing": (overlays, "overlay"),
+             "frames": (predict.json, "dumps")}[place])
+recognizer.build_backbone = lambda *_: small_network()
 program.run(predict.main, predict.define_flags)
 """
 
 
 def test_predictions_that_are_ended_leave_nothing(run_dir, tmp_path, fault):
-    video, tried = film(tmp_path / "clip.mp4", 6_000), 0
-    for place, wanted in {"features": ".features-*/*.part", "drawing": "*.mp4.part", "frames": "*.json.part"}.items():
+    video, tried = film(tmp_path / "clip.mp4", 600), 0
+    for place, count, file in (
+        ("features", 10, "shard-00000.part"),
+        ("drawing", 100, "clip_prediction.mp4.part"),
+        ("frames", 100, "clip_prediction.json.part"),
+    ):
         output = tmp_path / place
-        command = [sys.executable, "-c", PREDICTS_ONE, f"--run_dir={run_dir}", f"--video={video}", f"--output={output}"]
-        with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            while not list(output.glob(wanted)):
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.01)
-            time.sleep(0.3)
-            assert list(output.iterdir())
-            process.terminate()
-            process.communicate(timeout=60)
-        assert process.returncode == 143
+        flags = [f"--run_dir={run_dir}", f"--video={video}", f"--output={output}"]
+        command = [sys.executable, "-c", PREDICTS_ONE, place, str(count), str(output), *flags]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+        assert done.returncode == 143, done.stderr
+        assert file in done.stdout.partition("at work: ")[2].split()
         left = list(output.iterdir())
         assert [path.name for path in left] == ["clip_prediction.mp4"] * (place == "frames"), place
-        assert all(len(list(VideoReader(path, 15.0))) == 6_000 for path in left)
+        assert all(len(list(VideoReader(path, 15.0))) == 600 for path in left)
         tried += 1
     fault(
         "A prediction ended (SIGTERM) while it extracts, draws, writes JSON", tried, "its temporary files are gone",
