@@ -107,7 +107,7 @@ setup:  ## make the virtual environment (again only when the dependencies change
 	    && install --no-deps --no-build-isolation --editable . && touch "$$installed"
 
 test: setup  ## run the tests that take minutes at most: ARGS
-	$(python) -m pytest --numprocesses=auto --dist=loadfile $(ARGS)
+	$(python) -m pytest --numprocesses=auto --dist=worksteal $(ARGS)
 
 test-slow: setup  ## run the long tests too: ARGS
 	$(python) -m pytest -m "slow or not slow" $(ARGS)

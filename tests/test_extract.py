@@ -1,6 +1,7 @@
 """Extraction: what is in the cache, and that stopping it at any point changes nothing."""
 
 import errno
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import h5py
 import keras
 import numpy as np
@@ -24,7 +26,7 @@ from action_attention.errors import UserError
 from action_attention.features import HEAD_BYTES, FeatureCache
 from action_attention.registry import register_backbone
 from data_prep.annotations import actor_reader
-from data_prep.backbones import Backbone, build_backbone
+from data_prep.backbones import Backbone, applications, build_backbone, vgg16
 from data_prep.duplicates import frame_hash
 from data_prep.extract import extract, in_background
 from data_prep.videos import read_frames
@@ -413,21 +415,24 @@ def test_a_backbone_of_ones_own_goes_through_to_clips_in_its_own_shapes(tmp_path
     cache.close()
 
 
+def cut_off(home: Path) -> None:
+    """Nothing can be downloaded in this process, and nothing was."""
+
+    def no(*_):
+        raise OSError("no route to host")
+
+    os.environ["XDG_CACHE_HOME"] = str(home)
+    applications.download = vgg16.download = vgg16._from_mirror = no
+
+
 @pytest.mark.parametrize("backbone", ["vgg16", pytest.param("MobileNet", marks=pytest.mark.slow)])
 def test_random_weights_stand_in_only_where_imagenets_cannot_be_had(tmp_path, backbone):
     """Without a network: in a process that cannot download, with and without the flag, and with a wrong name."""
     write_video(tmp_path / "videos" / "wave" / "a.avi", 2)
-    code = (
-        "import sys\nimport data_prep.extract as e\nfrom data_prep.backbones import applications, vgg16\n"
-        "def no(*_):\n    raise OSError('no route to host')\n"
-        "applications.download = vgg16.download = vgg16._from_mirror = no\n"
-        "e.program.run(e.main, e.define_flags)"
-    )
 
     def run(*arguments):
-        command = [sys.executable, "-c", code, f"--videos={tmp_path}/videos", f"--features={tmp_path}/features"]
-        return subprocess.run([*command, *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True,
-                              env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, check=False)  # fmt: skip
+        return forked.run("data_prep.extract", f"--videos={tmp_path}/videos", f"--features={tmp_path}/features",
+                          *arguments, prepare=functools.partial(cut_off, tmp_path))  # fmt: skip
 
     refused = run(f"--backbone={backbone}")
     assert refused.returncode == 1

@@ -1,13 +1,13 @@
 """What somebody adds from outside of the project, and what they call from Python, by the public names."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -24,9 +24,7 @@ EXAMPLES = ROOT / "examples"
 
 def run(module, *arguments, imported=True):
     """A program, started in the folder of the user's own module."""
-    command = [sys.executable, "-m", module, *(["--import=own_model"] if imported else []), *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    return subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, check=False, env=env)
+    return forked.run(module, *(["--import=own_model"] if imported else []), *arguments, folder=EXAMPLES)
 
 
 def succeeds(module, *arguments):

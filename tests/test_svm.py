@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from test_programs import run, succeeds
+from forked import run, succeeds
 
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate

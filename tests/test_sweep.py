@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked import ROOT, succeeds
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_programs import ROOT, succeeds
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
