@@ -141,7 +141,8 @@ class Decoder:
                 maps = (answer["video"]["frames"], *self.grid)
                 self.motion = np.frombuffer(self._receive(process, 2 * math.prod(maps)), np.float16).reshape(maps)
         except (BrokenPipeError, EOFError):
-            pass
+            with suppress(subprocess.TimeoutExpired):  # what it ended of is its exit status, once it has ended
+                process.wait(GRACE_SECONDS)
         except TimeoutError:
             raise DecoderCrashError(f"the decoder's process stood still for {self.timeout:g} s") from None
         finally:

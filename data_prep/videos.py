@@ -165,6 +165,8 @@ class VideoReader:
             yield from (packet for packet in self._container.demux(self._stream) if packet.size)
         except (av.FFmpegError, OSError, ValueError) as error:  # the rest of the file cannot be found
             self._failure = _reason(error)
+        except IndexError:  # PyAV's, after the last packet, if a stream appeared within the file
+            pass
         yield None
 
     def _stamp(self, frame: Any) -> float | None:

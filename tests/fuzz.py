@@ -329,6 +329,7 @@ class Fuzz:
                 video, reason = cache.videos.get(name), cache.rejects.get(name)
                 assert (video is None) != (reason is None), f"{name} ({kind}) is lost, or both used and rejected"
                 assert video or reason.strip(), f"{name} ({kind}) is rejected without a reason"
+                assert not reason or "exit status" not in reason, f"{name} ({kind}): the decoder raised, see above"
                 outcomes["flagged" if video and video.is_short else "used" if video else f"rejected: {reason}"] += 1
         content(folder / "features")
         return outcomes

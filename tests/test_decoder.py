@@ -84,6 +84,12 @@ def test_a_crash_is_blamed_on_a_video_only_if_it_crashes_a_fresh_process(tmp_pat
             next(frames)
 
 
+def test_an_exit_status_is_that_of_the_process_not_of_its_being_stopped(tmp_path, spoilt):
+    write_video(tmp_path / "a-raise-at-3.avi", 8)
+    with closing(Decoder(15.0, 32)) as decoder, pytest.raises(DecoderCrashError, match=r"crashed \(exit status 1\)"):
+        list(decoder.frames(tmp_path / "a-raise-at-3.avi"))
+
+
 def test_it_waits_for_a_slow_reader(tmp_path):
     write_video(tmp_path / "a.avi", 40)
     with closing(Decoder(30.0, 224, timeout=0.5)) as decoder:

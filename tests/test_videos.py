@@ -69,6 +69,28 @@ def test_junk_is_unusable_not_empty(tmp_path, content):
     assert frame_reader(tmp_path, 15.0)("a.avi") is None
 
 
+class AppearingStream:
+    """What PyAV does if a stream appears within a file, and the memory after its list of streams is not 0."""
+
+    def __init__(self, container):
+        self._container = container
+
+    def demux(self, stream):
+        yield from self._container.demux(stream)
+        raise IndexError("list index out of range")
+
+    def __getattr__(self, name):
+        return getattr(self._container, name)
+
+
+def test_a_stream_that_appears_within_a_file_costs_no_frame(tmp_path):
+    encode(tmp_path / "a.ts", 40)
+    whole, reader = VideoReader(tmp_path / "a.ts", 15.0), VideoReader(tmp_path / "a.ts", 15.0)
+    reader._container = AppearingStream(reader._container)
+    assert np.array_equal(list(reader), list(whole))
+    assert reader.info == whole.info
+
+
 def test_names_with_punctuation_open(tmp_path):
     for name in ("100%d_(a)_!&#'+@.avi", "Größe [x] 1.avi"):
         write_video(tmp_path / "wave" / "plain.avi", 10)
