@@ -227,20 +227,28 @@ def extraction(bench: Bench) -> list[Row]:
     """The whole pipeline beside the bare network on the same batches, decoded before, and beside a plain loop."""
     batches = list(bench.batches())
     frames = sum(batch.count for batch in batches)
+    backbones = {"vgg16": bench.network, "efficientnet_lite0": build_backbone("efficientnet_lite0")}
 
-    def pipeline() -> None:
+    def pipeline(network: Backbone) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            extract(bench.videos, Path(folder), bench.network, fps=FPS, names=bench.names)
+            extract(bench.videos, Path(folder), network, fps=FPS, names=bench.names)
 
-    seconds = in_turn(
-        bench.rounds, pipeline=pipeline, network=lambda: [bench.network(batch.frames) for batch in batches],
-        loop=lambda: peers.one_thread_loop(bench.videos, bench.names, FPS, bench.weights),
-    )  # fmt: skip
+    def alone(network: Backbone) -> None:
+        for batch in batches:
+            network(batch.frames)
+
+    contest = {}
+    for name, network in backbones.items():
+        contest[f"extraction {name}"], contest[f"network {name}"] = partial(pipeline, network), partial(alone, network)
+    loop = partial(peers.one_thread_loop, bench.videos, bench.names, FPS, bench.weights)
+    seconds = in_turn(bench.rounds, **contest, loop=loop)
     speeds = {name: frames / statistics.median(taken) for name, taken in seconds.items()}
-    return [
-        Row("extraction, frames/s", "bare network", ratio(seconds, "network", "pipeline"), 0.97, detail=speeds),
-        Row("extraction, frames/s", "one-thread loop, float32", ratio(seconds, "loop", "pipeline"), 2.5),
-    ]
+    rows = []
+    for name in backbones:
+        faster = ratio(seconds, f"network {name}", f"extraction {name}")
+        rows.append(Row(f"{name} extraction, frames/s", "bare network", faster, 0.97, detail=speeds))
+    faster = ratio(seconds, "loop", "extraction vgg16")
+    return [*rows, Row("vgg16 extraction, frames/s", "one-thread loop, float32", faster, 2.5)]
 
 
 def lstm_step(bench: Bench) -> list[Row]:
