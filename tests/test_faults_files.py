@@ -22,6 +22,7 @@ from action_attention import evaluation, model_file, training
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, predict_videos
 from action_attention.features import FeatureCache
+from action_attention.localization import Actor
 from action_attention.memory import weight_shapes
 from action_attention.runs import Run
 from action_attention.training import train
@@ -47,11 +48,15 @@ def one_sentence(error):
 def run_dir(tmp_path_factory, cache_folder, split):
     """A run of softmax, evaluated, with an annotated actor."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1))
-    metrics = json.loads((folder / "eval" / "test" / "metrics.json").read_text())
-    aim = {"attention": 0.5, "attention_ci95": [0.4, 0.6], "uniform": 0.1, "centre": 0.2}
-    counts = {"videos": 4, "frames": 9, "frames_without_annotation": 1, "without_annotation": []}
-    metrics["localization"] = {**counts, "pointing": aim, "mass": aim, "per_class": {}}
-    (folder / "eval" / "test" / "metrics.json").write_text(json.dumps(metrics))
+    cache = FeatureCache(cache_folder)
+
+    def left_half(name):
+        cells = np.zeros((cache.videos[name].frames, *cache.cube_shape[:2]))
+        cells[:, :, :3] = 1
+        return Actor(cells, cells)
+
+    assert "above_permuted_ci95" in evaluate(folder, cache, read_actor=left_half)["localization"]["mass"]
+    cache.close()
     return folder
 
 
