@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from action_attention.clips import Clips
 from action_attention.errors import UserError
-from action_attention.features import FeatureCache, write_json
+from action_attention.features import FeatureCache, with_stream, write_json
 from action_attention.files import written_whole
 from action_attention.heatmaps import relative_entropy
 from action_attention.localization import Actor, localize
@@ -88,10 +88,11 @@ def evaluate(
     check_address_space()
     run = Run.open(run_dir, finished=True)
     model, config, names = run.model(), run.config, run.split.get(subset)
-    for key, value in run.features.items():
-        if key != "weights" and cache.settings.get(key) != value:
+    cache_has = with_stream(cache.settings)
+    for key, value in with_stream(run.features).items():
+        if key != "weights" and cache_has.get(key) != value:
             raise UserError(
-                f"{cache.folder} has {key}={cache.settings.get(key)}, but {run_dir} was trained with {key}={value}; "
+                f"{cache.folder} has {key}={cache_has.get(key)}, but {run_dir} was trained with {key}={value}; "
                 "give --features the cache that it was trained on, or one that was extracted alike"
             )
     if not names:

@@ -8,6 +8,7 @@ shards say, and name the files beside the videos that were passed over. A shard 
   frame, uint8 `(frames, 32)` (`data_prep/duplicates.py`);
 - since 0.3, dataset `motion`: float16 `(frames, height, width)`, how much moves at each location (`data_prep/flow.py`);
 - attributes: `SETTINGS` (what made the features; all shards of a cache agree on them), `features_sha256`, `software`;
+  since 0.3 `stream` too, if it is not `rgb`;
 - before all that, in what HDF5 calls the user block, a line of text: the sha256 of the bytes after it. It is checked
   before HDF5 sees them, because a flipped bit in HDF5's own structures can crash it. Older shards have none.
 
@@ -49,10 +50,18 @@ H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # gzip is read by every h5py; zstd needs hdf5plugin and reads more than twice as fast.
 FILTERS = {"zstd": dict(hdf5plugin.Zstd(clevel=1)), "gzip": {"compression": "gzip", "compression_opts": 4}}
 SETTINGS = ("schema_version", "backbone", "weights", "weights_sha256", "precision", "preprocessing", "resize", "fps")
-SETTING_TYPES = {name: {"schema_version": int, "fps": float}.get(name, str) for name in SETTINGS}
+STREAMS = ["rgb", "flow"]
+SETTING_TYPES: dict[str, Any] = {
+    **{name: {"schema_version": int, "fps": float}.get(name, str) for name in SETTINGS}, "stream?": set(STREAMS),
+}  # fmt: skip
 INDEX = {"settings": dict, "source": str, "complete": bool, "shards": [{"file": str}], "passed_over?": {str: str}}
 # so many shards stay open, those that were read last: opening one takes a third of the time of reading a clip
 OPEN_SHARDS = max(4, min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+
+def with_stream(settings: dict[str, Any]) -> dict[str, Any]:
+    """A cache's settings with its stream, which those of frames do not name."""
+    return {"stream": "rgb", **settings}
 
 
 @dataclass(frozen=True)
@@ -247,7 +256,7 @@ class Shard:
                 f"{self.path} has feature-cache schema {schema}, this version reads {SCHEMA_VERSION}; extract again "
                 "into another folder"
             )
-        self.settings = {key: attribute(file, key) for key in SETTINGS}
+        self.settings = {key: attribute(file, key) for key in (*SETTINGS, *({"stream"} & file.attrs.keys()))}
         self.sha256, self.compression = attribute(file, "features_sha256"), attribute(file, "compression")
         self.software = attribute(file, "software")  # JSON
         texts = {"features_sha256": self.sha256, "compression": self.compression, "software": self.software}

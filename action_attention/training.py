@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import api as hparams
 from action_attention.clips import Clips, class_names
 from action_attention.errors import UserError
 from action_attention.evaluation import ReadFrames, confusion_png, draw_gallery, predict_videos
-from action_attention.features import FeatureCache, write_json
+from action_attention.features import FeatureCache, with_stream, write_json
 from action_attention.files import locked
 from action_attention.loss import losses
 from action_attention.memory import check_address_space, check_memory, enough_memory, weight_shapes
@@ -80,6 +80,10 @@ def train(
     unknown = set(class_names([name for videos in split.values() for name in videos])) - set(classes)
     if unknown:
         raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, which it tests; mend it")
+    if options.mirror and with_stream(cache.settings)["stream"] == "flow":
+        raise UserError(
+            "mirror: what flows left flows right in a mirror, which turned features do not show; --nomirror"
+        )
     _check_memory(config, cache, split["train"], len(classes))
     keras.utils.set_random_seed(options.seed)
     tf.config.experimental.enable_op_determinism()

@@ -1,10 +1,10 @@
 """Decodes videos in a process of its own: one that crashes or hangs the decoder loses nothing but itself.
 
-The process reads a path a line (JSON) and answers `FRAME` and a frame's bytes for every sampled frame, then `END`, the
-length of what follows in 8 bytes, and JSON: what a cache says of the video, or why it cannot be used. The motion maps
-of a video that can be used come last, if they are asked for. `WAIT` says that it reads on. It is killed by its own
-alarm if a frame takes too long, by its limit if it wants absurd memory, by its parent if even that does not end it, and
-ends with its parent, however that ended.
+The process reads a path a line (JSON) and answers `FRAME`, a frame's hash and its bytes for every sampled frame, then
+`END`, the length of what follows in 8 bytes, and JSON: what a cache says of the video, or why it cannot be used. The
+motion maps of a video that can be used come last, if they are asked for. `WAIT` says that it reads on. It is killed by
+its own alarm if a frame takes too long, by its limit if it wants absurd memory, by its parent if even that does not end
+it, and ends with its parent, however that ended.
 """
 
 import json
@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -27,9 +28,11 @@ import cv2
 import numpy as np
 
 from action_attention.errors import UserError
+from action_attention.features import HASH_BYTES
 from action_attention.files import file_sha256
-from data_prep.flow import MotionMaps
-from data_prep.videos import UnusableVideoError, VideoReader
+from data_prep.duplicates import frame_hash
+from data_prep.flow import MotionMaps, flow_pictures
+from data_prep.videos import UnusableVideoError, VideoReader, resize
 
 READY, WAIT, FRAME, END = b"r", b"w", b"f", b"e"
 STARTS = 3  # tries to start the process
@@ -52,15 +55,20 @@ class Decoder:
         size: side of the square that frames are resized to, pixels.
         timeout: seconds within which the next frame has to come.
         grid: rows and columns of the motion maps (`flow.MotionMaps`) to make; None for none.
+        stream: `rgb`, the frames themselves, or `flow`, each one's flow to the next as a picture; it takes a `grid`.
 
     Attributes:
+        hash: of the last frame itself, whatever the stream (`duplicates.frame_hash`), uint8 `(HASH_BYTES,)`.
         about: after the last frame, the fields of `Video` that are the file's own.
         remarks: after the last frame, what a person should know of the file.
         motion: after the last frame, the motion maps, float16 `(frames, rows, columns)`.
     """
 
-    def __init__(self, fps: float, size: int, timeout: float = 60.0, grid: tuple[int, int] | None = None):
-        self.fps, self.size, self.timeout, self.grid = fps, size, timeout, grid
+    def __init__(
+        self, fps: float, size: int, timeout: float = 60.0, grid: tuple[int, int] | None = None, stream: str = "rgb"
+    ):
+        self.fps, self.size, self.timeout, self.grid, self.stream = fps, size, timeout, grid, stream
+        self.hash = np.zeros(HASH_BYTES, np.uint8)
         self.motion: np.ndarray | None = None
         self.about: dict[str, Any] = {}
         self._process: Any = None  # a Popen, whose pipes are there
@@ -91,8 +99,8 @@ class Decoder:
                 self._reading.release()
 
     def _start(self) -> Any:
-        numbers = (self.fps, self.size, self.timeout, *(self.grid or ()))
-        command = [sys.executable, "-m", "data_prep.decoder", *map(str, numbers)]
+        arguments = (self.stream, self.fps, self.size, self.timeout, *(self.grid or ()))
+        command = [sys.executable, "-m", "data_prep.decoder", *map(str, arguments)]
         root = Path(__file__).parents[1]
         for _ in range(STARTS):
             try:  # in a session of its own, out of reach of the terminal's Ctrl-C: stopping it is the parent's business
@@ -134,6 +142,7 @@ class Decoder:
             os.write(process.stdin.fileno(), json.dumps(str(path.absolute())).encode() + b"\n")
             while (tag := self._receive(process, 1)) != END:
                 if tag == FRAME:
+                    self.hash = np.frombuffer(self._receive(process, HASH_BYTES), np.uint8)
                     yield np.frombuffer(self._receive(process, math.prod(shape)), np.uint8).reshape(shape)
             length = int.from_bytes(self._receive(process, LENGTH_BYTES), "little")
             answer = json.loads(self._receive(process, length))
@@ -171,8 +180,8 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def main() -> None:
-    fps, size, timeout = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    rows, columns = map(int, sys.argv[4:] or (0, 0))
+    stream, fps, size, timeout = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    rows, columns = map(int, sys.argv[5:] or (0, 0))
     cv2.setNumThreads(1)  # the network needs the cores
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -186,7 +195,7 @@ def main() -> None:
     answers.flush()
     for line in sys.stdin.buffer:
         motion = MotionMaps((rows, columns)) if rows else None
-        about = _decode(Path(json.loads(line)), fps, size, timeout, answers, motion)
+        about = _decode(Path(json.loads(line)), stream, fps, size, timeout, answers, motion)
         answer = json.dumps(about).encode()
         answers.write(END + len(answer).to_bytes(LENGTH_BYTES, "little") + answer)
         if motion and "reason" not in about:
@@ -194,7 +203,9 @@ def main() -> None:
         answers.flush()
 
 
-def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO, motion: MotionMaps | None) -> dict:
+def _decode(
+    path: Path, stream: str, fps: float, size: int, timeout: float, answers: BinaryIO, motion: MotionMaps | None
+) -> dict:
     def alarm_in(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -211,14 +222,13 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
             raise UnusableVideoError("is no file, but a folder, a pipe or a device")
         file_bytes, sha256 = path.stat().st_size, file_sha256(path, on_block=reads_on)
         reader = VideoReader(path, fps, size)
-        for frame in reader:
+        for frame, its_hash in _pictures(reader, stream, size, motion):
             alarm_in(0)  # writing takes as long as the network needs
             answers.write(FRAME)
+            answers.write(np.packbits(its_hash).data)
             answers.write(frame.data)
             answers.flush()
             alarm_in(timeout)
-            if motion:
-                motion.add(reader.picture)
     except UnusableVideoError as error:
         return {"reason": str(error)}
     except OSError as error:
@@ -234,6 +244,28 @@ def _decode(path: Path, fps: float, size: int, timeout: float, answers: BinaryIO
         "width": info.width, "height": info.height, "file_bytes": file_bytes, "file_sha256": sha256,
     }  # fmt: skip
     return {"video": video, "remarks": info.remarks(fps)}
+
+
+def _pictures(
+    reader: VideoReader, stream: str, size: int, motion: MotionMaps | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the network is to see of each frame, and the frame's hash."""
+    if stream == "rgb":
+        for frame in reader:
+            yield frame, frame_hash(frame)
+            if motion:
+                motion.add(reader.picture)
+        return
+    hashes = deque[np.ndarray]()
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in reader:
+            hashes.append(frame_hash(frame))
+            yield reader.picture
+
+    assert motion
+    for picture in flow_pictures(frames(), motion):
+        yield resize(picture, size), hashes.popleft()
 
 
 if __name__ == "__main__":

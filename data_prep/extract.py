@@ -27,6 +27,7 @@ from action_attention.errors import UserError, remedy
 from action_attention.features import (
     FILTERS,
     HASH_BYTES,
+    STREAMS,
     DamagedError,
     FeatureCache,
     Shard,
@@ -36,13 +37,14 @@ from action_attention.features import (
     listed_shards,
     open_shards,
     shard_paths,
+    with_stream,
     write_index,
 )
 from action_attention.files import file_sha256, locked
 from data_prep import program
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
-from data_prep.duplicates import frame_hash
+from data_prep.flow import PICTURES
 from data_prep.videos import UnusableVideoError, is_utf8, list_videos, passed_over
 
 SHARD_VIDEOS = 64
@@ -91,6 +93,7 @@ def extract(
     network: Backbone,
     *,
     fps: float = 15.0,
+    stream: str = "rgb",
     compression: str = "zstd",
     shard_videos: int = SHARD_VIDEOS,
     names: list[str] | None = None,
@@ -99,21 +102,21 @@ def extract(
 ) -> Summary:
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
-    `fps` is in sampled frames per second, `compression` a key of `FILTERS`; `names` chooses among the videos. A video
-    that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside and made again. Videos
-    that the cache holds and the folder does not are named, and with `prune` removed. Raises UserError if there are no
-    videos, the cache was made with other settings or from other files, another extraction is writing to it, or it
-    cannot be written.
+    `fps` is in sampled frames per second; `stream` is one of `STREAMS`: the frames themselves, or the flow between them
+    as pictures; `compression` is a key of `FILTERS`; `names` chooses among the videos. A video that gives no frame for
+    `decode_timeout` seconds is rejected. Damaged shards are set aside and made again. Videos that the cache holds and
+    the folder does not are named, and with `prune` removed. Raises UserError if there are no videos, the cache was made
+    with other settings or from other files, another extraction is writing to it, or it cannot be written.
     """
     whole, others = names is None, passed_over(videos) if names is None and videos.is_dir() else {}
     names = list_videos(videos) if names is None else names
     if bad := [name for name in names if not is_utf8(name)]:
         raise UserError(f"the name {bad[0]!r} is not UTF-8, which the cache cannot hold; rename the file")
-    settings = cache_settings(network, fps)
+    settings = cache_settings(network, fps, stream)
     packages = {"tensorflow", "keras", "numpy", "h5py", "hdf5plugin", "av", network.runtime}
     software = {package: version(package) for package in sorted(packages)}
     summary, started = Summary(), time.monotonic()
-    decoder = Decoder(fps, network.input_size, decode_timeout, network.cube_shape[:2])
+    decoder = Decoder(fps, network.input_size, decode_timeout, network.cube_shape[:2], stream)
     with locked(features, BUSY.format(features)):
         for part in features.glob("*.part"):  # that a killed one left
             part.unlink()
@@ -177,9 +180,10 @@ def _new_shards(
                 writer.discard()
 
 
-def cache_settings(network: Backbone, fps: float) -> dict:
+def cache_settings(network: Backbone, fps: float, stream: str = "rgb") -> dict:
     """What a cache says of how its features were made (`features.SETTINGS`)."""
-    return {
+    of_stream = {"stream": stream, "preprocessing": f"{PICTURES}; {network.preprocessing}"}
+    settings = {
         "backbone": network.name,
         "weights": network.weights,
         "weights_sha256": network.weights_sha256,
@@ -188,6 +192,7 @@ def cache_settings(network: Backbone, fps: float) -> dict:
         "resize": f"{network.input_size}x{network.input_size} bilinear",
         "fps": float(fps),
     }
+    return settings if stream == "rgb" else settings | of_stream
 
 
 def in_background(items: Generator, stop: Callable[[], None] = lambda: None) -> Generator:
@@ -225,7 +230,7 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
             try:
                 for frame in decoder.frames(videos / name):
                     batch.frames[batch.count] = frame
-                    batch.hashes[batch.count] = np.packbits(frame_hash(frame))
+                    batch.hashes[batch.count] = decoder.hash
                     batch.count += 1
                     if batch.count == len(batch.frames):
                         yield batch
@@ -288,10 +293,11 @@ def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features
     """Raises UserError if the extraction that is there is not the one that is asked for."""
     listed = listed_shards(features)
     for shard in shards:
-        for key, value in settings.items():
-            if shard.settings[key] != value:
+        there = with_stream(shard.settings)
+        for key, value in with_stream(settings).items():
+            if there[key] != value:
                 raise UserError(
-                    f"{features} was extracted with {key}={shard.settings[key]}, now {key}={value} is asked for; "
+                    f"{features} was extracted with {key}={there[key]}, now {key}={value} is asked for; "
                     "give another --features folder or the same settings"
                 )
         for video in shard.videos:
@@ -412,6 +418,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("prune", False, "remove from the cache the videos that are gone from --videos")
     flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
     flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network")
+    flags.DEFINE_enum("stream", "rgb", STREAMS, "the frames, or the optical flow between them as pictures")
     flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
     flags.DEFINE_bool("motion_only", False, "add motion maps to a cache that has none; the network does not run")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
@@ -431,8 +438,8 @@ def main() -> None:
         network = build_backbone(args.backbone, "random", args.precision, args.runtime, args.grid)
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
     features = Path(args.features)
-    done = extract(Path(args.videos), features, network, fps=args.fps, compression=args.compression,
-                   decode_timeout=args.decode_timeout, prune=args.prune)  # fmt: skip
+    done = extract(Path(args.videos), features, network, fps=args.fps, stream=args.stream,
+                   compression=args.compression, decode_timeout=args.decode_timeout, prune=args.prune)  # fmt: skip
     cache = FeatureCache(features)
     raw = cache.frames * math.prod(cache.cube_shape) * 2
     if done.videos:

@@ -1,10 +1,11 @@
-"""Optical flow between sampled frames, and where something moves against the camera.
+"""Optical flow between sampled frames, as pictures for a network, and where something moves against the camera.
 
-Flow is DIS (Kroeger et al. 2016, arXiv 1603.03590), preset medium, as in OpenCV. The camera's part of it is an affine
-motion, fitted robustly to the whole field and taken away (as trajectories do it: Wang & Schmid 2013).
+Flow is DIS (Kroeger et al. 2016, arXiv 1603.03590), preset medium, as in OpenCV; its pictures are those of Gkioxari and
+Malik 2015 (arXiv 1411.6031). The camera's part of it is an affine motion, fitted robustly to the whole field and taken
+away (as trajectories do it: Wang & Schmid 2013).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,12 @@ import numpy as np
 LONGER_SIDE = 320  # pixels that flow is computed at: that of HMDB-51's clips; larger frames are made smaller
 STEP = 4  # of those vectors that are looked at, every so many count for the camera
 ROUNDS = 8  # of reweighted least squares; the fit stands still after five or six
+PICTURE_SCALE, PICTURE_ZERO = 16, 128
+# what a cache says of such pictures, before what the backbone does with them
+PICTURES = (
+    f"DIS medium flow to the next sampled frame, longer side at most {LONGER_SIDE}, [x, y, length] * {PICTURE_SCALE} + "
+    f"{PICTURE_ZERO}"
+)
 NEAR = 0.05  # pixels: a residual that is the flow's own error, even where half of the field has none
 
 
@@ -25,12 +32,17 @@ class MotionMaps:
 
     Args:
         grid: rows and columns of locations, as a cube has them.
+
+    Attributes:
+        flow: from the frame before to the last one, in x and y, pixels of frames made no larger than `LONGER_SIDE`,
+            float32 `(height, width, 2)`; None until there are two. Frames that DIS cannot divide have none: zeros.
     """
 
     def __init__(self, grid: tuple[int, int]):
         self.grid, self._maps = grid, list[np.ndarray]()
+        self.flow: np.ndarray | None = None
         self._before: Any = None
-        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def add(self, frame: np.ndarray) -> None:
         """The next sampled frame, RGB uint8 `(height, width, 3)`, of the file's own size and aspect ratio."""
@@ -41,13 +53,15 @@ class MotionMaps:
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         before, self._before = self._before, grey
         if before is not None:
-            self._maps.append(self._map(before, grey))
+            self.flow, of_grid = np.zeros((*grey.shape, 2), np.float32), np.zeros(self.grid, np.float32)
+            if min(grey.shape) >= 16:  # else DIS cannot divide them into patches
+                self.flow = self._dis.calc(before, grey, None)
+                of_grid = self._map(self.flow)
+            self._maps.append(of_grid)
 
-    def _map(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        if min(before.shape) < 16:  # which DIS cannot divide into patches
-            return np.zeros(self.grid, np.float32)
-        moved = against_camera(self._flow.calc(before, after, None)[::2, ::2])  # DIS knows no more than every other
-        length = 100 / max(before.shape) * np.hypot(moved[..., 0], moved[..., 1])
+    def _map(self, flow: np.ndarray) -> np.ndarray:
+        moved = against_camera(flow[::2, ::2])  # DIS knows no more than every other
+        length = 100 / max(flow.shape) * np.hypot(moved[..., 0], moved[..., 1])
         return cv2.resize(length, self.grid[::-1], interpolation=cv2.INTER_AREA)
 
     def all(self) -> np.ndarray:
@@ -57,12 +71,37 @@ class MotionMaps:
         return np.array(maps, np.float16).reshape(frames, *self.grid)
 
 
-def motion_maps(frames: Iterable[np.ndarray], grid: tuple[int, int]) -> np.ndarray:
-    """The maps of a whole video, float16 `(n, rows, columns)`."""
-    maps = MotionMaps(grid)
+def network_pictures(frames: Iterable[np.ndarray], stream: str, motion: MotionMaps) -> Iterator[np.ndarray]:
+    """What a network sees of each frame of a stream (`features.STREAMS`); `motion` has the maps of them all then."""
+    if stream == "flow":
+        yield from flow_pictures(frames, motion)
+        return
     for frame in frames:
-        maps.add(frame)
-    return maps.all()
+        motion.add(frame)
+        yield frame
+
+
+def flow_pictures(frames: Iterable[np.ndarray], motion: MotionMaps) -> Iterator[np.ndarray]:
+    """The flow from each frame to the next as a picture, uint8 `(height, width, 3)`; `motion` has their maps then.
+
+    The last frame has the picture before it, a frame alone that of no motion. Frames are read one ahead.
+    """
+    picture = None
+    for number, frame in enumerate(frames):
+        motion.add(frame)
+        if motion.flow is not None:
+            picture = flow_picture(motion.flow)
+            yield picture
+        elif number == 0:
+            picture = np.full_like(frame, PICTURE_ZERO)
+    if picture is not None:
+        yield picture
+
+
+def flow_picture(flow: np.ndarray) -> np.ndarray:
+    """Flow `(height, width, 2)` in pixels as uint8 `(height, width, 3)`: x, y and length, each between -8 and 8."""
+    three = np.dstack([flow, np.hypot(flow[..., 0], flow[..., 1])])
+    return np.clip(np.rint(PICTURE_SCALE * three + PICTURE_ZERO), 0, 255).astype(np.uint8)
 
 
 def against_camera(flow: np.ndarray) -> np.ndarray:

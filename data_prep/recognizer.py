@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from action_attention.calibration import calibrated
 from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.evaluation import predict_videos
-from action_attention.features import ArrayFeatures, FeatureCache
+from action_attention.features import ArrayFeatures, FeatureCache, with_stream
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
 from action_attention.runs import Run, pretrained_folder
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.extract import cache_settings, extract
-from data_prep.flow import motion_maps
+from data_prep.flow import MotionMaps, network_pictures
 from data_prep.sample import CLASSES
 from data_prep.videos import VideoReader, resize, sampled
 
@@ -144,9 +145,9 @@ class Recognizer:
 
     def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
         self.run, self.config, self.calibration, self.model = run, run.config, run.calibration(), run.model()
-        self.fps = run.features["fps"]
+        self.fps, self.stream = run.features["fps"], with_stream(run.features)["stream"]
         self.network = network or _build_backbone(run, weights)
-        for key, value in cache_settings(self.network, self.fps).items():
+        for key, value in cache_settings(self.network, self.fps, self.stream).items():
             if key != "weights" and run.features.get(key) != value:
                 raise UserError(
                     f"{run.folder} was trained on features with {key}={run.features.get(key)}, but now they have "
@@ -189,7 +190,7 @@ class Recognizer:
             tempfile.TemporaryDirectory() as root,
         ):
             (Path(root) / name).parent.symlink_to(path.parent)
-            extract(Path(root), Path(folder), self.network, fps=self.fps, names=[name])
+            extract(Path(root), Path(folder), self.network, fps=self.fps, stream=self.stream, names=[name])
             cache = FeatureCache(Path(folder))
             try:
                 if name in cache.rejects:
@@ -213,14 +214,13 @@ class Recognizer:
         if not fps or fps <= 0:
             raise UserError(f"frames need their rate: predict(frames, fps=30). Received: fps={fps!r}")
         kept = list(sampled((number / fps for number in range(len(frames))), self.fps))
-        cubes = []
-        for first in range(0, len(kept), BATCH):
-            batch = [resize(frames[number], self.network.input_size) for number in kept[first : first + BATCH]]
+        motion, cubes, name = MotionMaps(self.network.cube_shape[:2]), [], "frames/given"
+        pictures = network_pictures((frames[number] for number in kept), self.stream, motion)
+        while batch := [resize(picture, self.network.input_size) for picture in islice(pictures, BATCH)]:
             padded = np.stack(batch + batch[-1:] * (BATCH - len(batch)))  # one shape: it is traced once
             cubes.append(self.network(padded)[: len(batch)])
-        name = "frames/given"
-        motion = motion_maps((frames[number] for number in kept), self.network.cube_shape[:2])
-        prediction = self._predict(ArrayFeatures({name: np.concatenate(cubes)}, {name: motion}), name)
+        features = ArrayFeatures({name: np.concatenate(cubes)}, {name: motion.all()})
+        prediction = self._predict(features, name)
         rate = len(kept) / (len(frames) / fps)
 
         def read() -> Iterator[tuple[float, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Where something moves against the camera: known motions of drawn textures, and the maps in a cache."""
+"""Flow, and where something moves against the camera: known motions of drawn textures, maps and pictures in caches."""
 
 import json
 
@@ -10,11 +10,16 @@ from conftest import CLASSES, write_video
 
 from action_attention.clips import Clips, class_names
 from action_attention.errors import UserError
+from action_attention.evaluation import evaluate
 from action_attention.features import ArrayFeatures, FeatureCache
+from action_attention.runs import Run
+from action_attention.training import train
 from data_prep.decoder import Decoder
 from data_prep.extract import add_motion, extract
-from data_prep.flow import LONGER_SIDE, against_camera, motion_maps
-from data_prep.videos import read_frames
+from data_prep.flow import LONGER_SIDE, MotionMaps, against_camera, flow_picture, network_pictures
+from data_prep.recognizer import Recognizer
+from data_prep.videos import read_frames, resize
+from tests.test_training import ABOUT, config, make_run
 
 HEIGHT, WIDTH = 240, 320
 
@@ -43,6 +48,18 @@ def with_box(frame, x, y, side=60):
 
 
 STILL = [[1, 0, 0], [0, 1, 0]]
+
+
+def motion_maps(frames, grid):
+    maps = MotionMaps(grid)
+    assert all(
+        (picture == frame).all() for picture, frame in zip(network_pictures(frames, "rgb", maps), frames, strict=True)
+    )
+    return maps.all()
+
+
+def flow_pictures(frames):
+    return list(network_pictures(frames, "flow", MotionMaps((7, 7))))
 
 
 def test_what_moves_stands_out_and_its_length_is_in_percent_of_the_longer_side():
@@ -209,3 +226,79 @@ def test_a_shard_keeps_its_schema(cache_folder):
     with h5py.File(next(cache_folder.glob("shard-*.h5"))) as file:
         assert {"features", "videos", "rejects", "remarks", "hashes", "motion"} == set(file)
         assert (file.attrs["schema_version"], file["motion"].dtype) == (1, np.float16)
+
+
+def test_a_picture_of_flow_is_its_parts_and_its_length_in_sixteenths_of_a_pixel_about_128():
+    flow = np.array([[[0, 0], [1, -0.5], [3, 4]], [[-7.9, 0], [-20, 0], [0.1, 0.02]]], np.float32)
+    np.testing.assert_array_equal(flow_picture(flow), [
+        [[128, 128, 128], [144, 120, 146], [176, 192, 208]], [[2, 128, 254], [0, 128, 255], [130, 128, 130]],
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_each_frame_is_shown_as_its_flow_to_the_next_the_last_as_the_one_before(side):
+    """Three frames that the camera pans over, of 320 pixels and of thrice as many, whose flow is that of 320."""
+    frames = [seen(texture(), [[1, 0, 4 * n], [0, 1, -3 * n]]) for n in range(3)]
+    pictures = flow_pictures([cv2.resize(frame, None, fx=side, fy=side) for frame in frames])
+    assert [picture.shape for picture in pictures] == [(HEIGHT, WIDTH, 3)] * 3
+    for picture in pictures:  # the ground goes 4 to the left and 3 down
+        assert np.median(picture, axis=(0, 1)) == pytest.approx([128 - 64, 128 + 48, 128 + 80], abs=2)
+    np.testing.assert_array_equal(pictures[2], pictures[1])
+    (alone,) = flow_pictures(frames[:1])
+    assert (alone == 128).all()
+    assert flow_pictures([]) == []
+    assert (np.array(flow_pictures([frame[:8, :8] for frame in frames])) == 128).all()
+
+
+@pytest.fixture(scope="module")
+def flow_folder(tmp_path_factory, videos, network):
+    folder = tmp_path_factory.mktemp("flow")
+    extract(videos, folder, network, stream="flow", shard_videos=5)
+    return folder
+
+
+def test_a_cache_of_flow_holds_the_networks_view_of_it_and_the_frames_own_hashes(flow_folder, cache, videos, network):
+    """The hashes are those of the frames: pictures of flow would all be near duplicates where nothing moves."""
+    flow = FeatureCache(flow_folder)
+    assert flow.settings["stream"] == "flow"
+    assert flow.settings["preprocessing"].startswith("DIS medium flow to the next sampled frame, ")
+    assert "stream" not in cache.settings
+    assert {name: video.frames for name, video in flow.videos.items()} == {
+        name: video.frames for name, video in cache.videos.items()
+    }
+    assert flow.rejects == cache.rejects
+    for name in list(cache.videos)[:4]:
+        pictures = [resize(picture, 224) for picture in flow_pictures(read_frames(videos / name, 15.0))]
+        np.testing.assert_array_equal(flow.read(name), network(np.stack(pictures)))
+        np.testing.assert_array_equal(flow.read_motion(name), cache.read_motion(name))
+        np.testing.assert_array_equal(flow.frame_hashes(name), cache.frame_hashes(name))
+    flow.close()
+
+
+def test_streams_are_not_taken_for_each_other(flow_folder, cache_folder, videos, network, split, tmp_path):
+    with pytest.raises(UserError, match="was extracted with stream=flow, now stream=rgb is asked for"):
+        extract(videos, flow_folder, network, shard_videos=5)
+    with pytest.raises(UserError, match="was extracted with stream=rgb, now stream=flow is asked for"):
+        extract(videos, cache_folder, network, stream="flow", shard_videos=5)
+    flow, rgb = FeatureCache(flow_folder), FeatureCache(cache_folder)
+    with pytest.raises(UserError, match="mirror: what flows left flows right in a mirror"):
+        train(config("softmax", mirror=True), flow, split, tmp_path / "mirrored")
+    for name, own, other in (("rgb", rgb, flow), ("flow", flow, rgb)):
+        train(config("softmax", epochs=1), own, split, tmp_path / name, about=ABOUT)
+        with pytest.raises(UserError, match=rf"has stream=(rgb|flow), but .* was trained with stream={name}"):
+            evaluate(tmp_path / name, other)
+    flow.close()
+    rgb.close()
+
+
+def test_a_run_of_flow_sees_the_flow_of_a_file_and_of_frames(flow_folder, videos, network, split, tmp_path):
+    flow = FeatureCache(flow_folder)
+    run_dir = make_run(tmp_path / "run", flow_folder, split, config("softmax", epochs=1))
+    run = Run.open(run_dir)
+    recognizer = Recognizer(run, network=network)
+    for evaluated in run.predictions()[:2]:
+        path = videos / evaluated.name
+        frames = read_frames(path, 1000.0)
+        for result in (recognizer.predict(path), recognizer.predict(frames, fps=30.0)):
+            np.testing.assert_allclose(result.probabilities, evaluated.probabilities, atol=1e-6)
+    flow.close()
