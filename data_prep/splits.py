@@ -343,7 +343,7 @@ def _folds(videos: list[str], folds: int, seed: int, groups: dict[str, str]) -> 
     if single := sorted(class_name for class_name in number if number[class_name] == 1):
         raise UserError(
             f"nothing to divide: {', '.join(single)} has a single video here; add videos of it, remove its folder, or "
-            "hold no validation videos out (--validation=none)"
+            "hold no validation videos out (--validation=none; of the SVM --C=1)"
         )
     if set(stay.values()) == set(sources):
         named = ", ".join(f"{class_name} ({group})" for class_name, group in stay.items())
