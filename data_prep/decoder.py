@@ -28,16 +28,15 @@ import cv2
 import numpy as np
 
 from action_attention.errors import UserError
-from action_attention.features import HASH_BYTES
 from action_attention.files import file_sha256
-from data_prep.duplicates import frame_hash
+from data_prep.duplicates import HASH_SIDE, frame_hash
 from data_prep.flow import MotionMaps, flow_pictures
 from data_prep.videos import UnusableVideoError, VideoReader, resize
 
 READY, WAIT, FRAME, END = b"r", b"w", b"f", b"e"
 STARTS = 3  # tries to start the process
 START_SECONDS = 120.0
-LENGTH_BYTES = 8
+LENGTH_BYTES, HASH_BYTES = 8, HASH_SIDE**2 // 8
 GRACE_SECONDS = 5.0  # after which a process whose alarm has not ended it is killed, and a killed one is left behind
 # 16 reference frames of 8K video need 2 GB; a header that announces more than any camera makes is refused by this
 MEMORY_BYTES = 4 << 30
@@ -150,7 +149,7 @@ class Decoder:
                 maps = (answer["video"]["frames"], *self.grid)
                 self.motion = np.frombuffer(self._receive(process, 2 * math.prod(maps)), np.float16).reshape(maps)
         except (BrokenPipeError, EOFError):
-            with suppress(subprocess.TimeoutExpired):  # what it ended of is its exit status, once it has ended
+            with suppress(subprocess.TimeoutExpired):  # its exit status says why, once it has ended
                 process.wait(GRACE_SECONDS)
         except TimeoutError:
             raise DecoderCrashError(f"the decoder's process stood still for {self.timeout:g} s") from None

@@ -87,13 +87,13 @@ def flow_pictures(frames: Iterable[np.ndarray], motion: MotionMaps) -> Iterator[
     The last frame has the picture before it, a frame alone that of no motion. Frames are read one ahead.
     """
     picture = None
-    for number, frame in enumerate(frames):
+    for frame in frames:
         motion.add(frame)
-        if motion.flow is not None:
+        if motion.flow is None:  # of the first
+            picture = np.full_like(frame, PICTURE_ZERO)
+        else:
             picture = flow_picture(motion.flow)
             yield picture
-        elif number == 0:
-            picture = np.full_like(frame, PICTURE_ZERO)
     if picture is not None:
         yield picture
 

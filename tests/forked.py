@@ -1,7 +1,6 @@
-"""Programs as `python -m` runs them, without each test's waiting for TensorFlow's import.
+"""Programs as `python -m` runs them, each in a process of its own with its own flags, streams and exit code.
 
-They are forked from a process that has imported it and nothing of the project's but the import itself: an own process
-each, with its own flags, streams and exit code, as in a shell.
+They are forked from a process that has imported TensorFlow already, so that no test waits for that.
 """
 
 import multiprocessing

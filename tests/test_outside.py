@@ -28,9 +28,7 @@ def run(module, *arguments, imported=True):
 
 
 def succeeds(module, *arguments):
-    done = run(module, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return forked.succeeds(module, "--import=own_model", *arguments, folder=EXAMPLES)
 
 
 def refused(module, *arguments, imported=True):
