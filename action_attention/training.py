@@ -82,8 +82,8 @@ def train(
         raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, which it tests; mend it")
     if options.mirror and with_stream(cache.settings)["stream"] == "flow":
         raise UserError(
-            "mirror cannot be used with features of optical flow: in a mirrored video what moved left moves right, which "
-            "mirrored features do not show; give --nomirror"
+            "mirror cannot be used with features of optical flow: in a mirrored video what moved left moves "
+            "right, which mirrored features do not show; give --nomirror"
         )
     _check_memory(config, cache, split["train"], len(classes))
     keras.utils.set_random_seed(options.seed)
