@@ -1,7 +1,9 @@
 """Clips of T frames cut from features, and batches of them through `tf.data`."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
@@ -10,6 +12,12 @@ import tensorflow as tf
 from action_attention.errors import UserError
 from action_attention.features import ArrayFeatures, FeatureCache
 from action_attention.loss import PADDING
+
+FLOW_MISSING = (
+    "this model takes the frames' optical flow too: extract it with `make extract ARGS=--stream=flow` into a folder of "
+    "its own, and name that with --flow_features"
+)
+FLOW_UNUSED = "--flow_features is for a model that takes optical flow; train it with --fusion=early, or leave them out"
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,12 @@ def cut_clips(video: str, frames: int, clip_length: int, stride: int) -> list[Cl
     return [Clip(video, start, clip_length) for start in [*range(0, last, stride), last]]
 
 
+def check_flow(settings: Any, cache: FeatureCache) -> None:
+    """Raises UserError unless a cache has optical flow beside its features where a model of such settings takes it."""
+    if settings.takes_flow != bool(cache.flow):
+        raise UserError(FLOW_UNUSED if cache.flow else FLOW_MISSING)
+
+
 class Clips:
     """The clips of some videos of a cache.
 
@@ -50,9 +64,14 @@ class Clips:
             what is free, otherwise every batch is read from the shards.
         labelled: the videos' folders are their classes; if not, `labels` are None and those of all frames `PADDING`.
         motion: give the frames' motion maps too.
+        flow: give the features of the frames' optical flow too.
+        mirror: `shuffled_batches` turns each clip's cubes left to right with probability 1/2: nearly the features of
+            the mirrored video, since a backbone's kernels are not symmetric themselves. What moved left moves right
+            then, so features of flow are not turned: those of the mirrored video are read.
 
     Raises:
-        UserError: a video is not in the cache, or its class is not among `classes`.
+        UserError: a video is not in the cache, its class is not among `classes`, or there is no optical flow, or none
+            of the mirrored videos.
     """
 
     def __init__(
@@ -66,6 +85,8 @@ class Clips:
         in_memory: bool | None = None,
         labelled: bool = True,
         motion: bool = False,
+        flow: bool = False,
+        mirror: bool = False,
     ):
         absent = [name for name in videos if name not in cache.videos]
         if absent:
@@ -81,62 +102,73 @@ class Clips:
             for clip in cut_clips(name, cache.videos[name].frames, clip_length, stride or clip_length)
         ]
         self.video_frames = {name: cache.videos[name].frames for name in videos}
+        if flow and not cache.flow:
+            raise UserError(FLOW_MISSING)
+        streams: list[Any] = [cache, *([cache.flow] if flow else [])]
+        turned = [stream.open_mirrored() if mirror and stream.is_flow else None for stream in streams]
+        self.mirror, self._cube_shapes = mirror, [stream.cube_shape for stream in streams]
         if in_memory is None:
-            needed = sum(self.video_frames.values()) * 2 * math.prod(self.cube_shape)
-            in_memory = needed < psutil.virtual_memory().available / 2
+            values = sum(math.prod(stream.cube_shape) for stream in (*streams, *turned) if stream)
+            in_memory = 2 * values * sum(self.video_frames.values()) < psutil.virtual_memory().available / 2
         self.in_memory, self._motion = in_memory, {name: cache.read_motion(name) for name in videos} if motion else None
-        if in_memory:
-            loaded = {name: cache.read(name) for name in videos}
-            self._read = lambda clip: loaded[clip.video][clip.start : clip.start + clip.frames]
-        else:
-            self._read = lambda clip: cache.read(clip.video, clip.start, clip.start + clip.frames)
+
+        def reader(stream: Any) -> Callable[[Clip], np.ndarray]:
+            if not in_memory:
+                return lambda clip: stream.read(clip.video, clip.start, clip.start + clip.frames)
+            loaded = {name: stream.read(name) for name in videos}
+            return lambda clip: loaded[clip.video][clip.start : clip.start + clip.frames]
+
+        pairs = zip(streams, turned, strict=True)
+        self._readers = [(reader(stream), reader(other) if other else None) for stream, other in pairs]
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def load(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Features float16 `(B, T, H, W, D)`, mask bool `(B, T)` and frame labels int32 `(B, T)` of some clips, and,
-        where they are asked for, motion maps float16 `(B, T, H, W)`.
+        where they are asked for, motion maps float16 `(B, T, H, W)` and features of flow float16 `(B, T, H, W, D)`.
 
-        The cubes and maps of those that are `mirrored`, bool `(B,)`, are turned left to right.
+        The cubes and maps of those that are `mirrored`, bool `(B,)`, are turned left to right; of flow, those of the
+        mirrored videos are read.
         """
+        turn = np.zeros(len(indices), bool) if mirrored is None else mirrored
+        cubes = [np.empty((len(indices), self.clip_length, *shape), np.float16) for shape in self._cube_shapes]
         motion = np.zeros((len(indices), self.clip_length, *self.cube_shape[:2]), np.float16)
-        features = np.empty((len(indices), self.clip_length, *self.cube_shape), np.float16)
         mask = np.zeros((len(indices), self.clip_length), bool)
         labels = np.full((len(indices), self.clip_length), PADDING, np.int32)
         for row, index in enumerate(indices):
             clip = self.clips[index]
-            features[row, : clip.frames] = self._read(clip)
-            features[row, clip.frames :] = features[row, clip.frames - 1]
+            for features, (read, read_turned) in zip(cubes, self._readers, strict=True):
+                if turn[row]:
+                    features[row, : clip.frames] = read_turned(clip) if read_turned else read(clip)[:, :, ::-1]
+                else:
+                    features[row, : clip.frames] = read(clip)
+                features[row, clip.frames :] = features[row, clip.frames - 1]
             mask[row, : clip.frames] = True
             if self._motion:
                 motion[row, : clip.frames] = self._motion[clip.video][clip.start : clip.start + clip.frames]
             if (label := self.labels[clip.video]) is not None:
                 labels[row, : clip.frames] = label
-        if mirrored is not None:
-            features[mirrored] = features[mirrored, :, :, ::-1]
-            motion[mirrored] = motion[mirrored, :, :, ::-1]
-        return (features, mask, labels, motion) if self._motion else (features, mask, labels)
+        motion[turn] = motion[turn, :, :, ::-1]
+        return (cubes[0], mask, labels, *([motion] if self._motion else []), *cubes[1:])
 
     def steps(self, batch_size: int) -> int:
         """Batches in one pass over all clips."""
         return -(-len(self) // batch_size)
 
     def batches(self, batch_size: int) -> tf.data.Dataset:
-        """All clips once, in order, as `({"features", "mask"[, "motion"]}, {"logits": labels, "attention": mask})`."""
+        """All clips once, in order, as `({"features", "mask"[, "motion"][, "flow"]}, {"logits": labels, "attention":
+        mask})`."""
         return self._dataset(tf.data.Dataset.range(len(self)).batch(batch_size))
 
-    def shuffled_batches(self, batch_size: int, seed: int, epochs: range, *, mirror: bool = False) -> tf.data.Dataset:
-        """The batches of the given epochs, in turn; an epoch's order depends on its number and the seed only.
-
-        `mirror` turns each clip's cubes left to right with probability 1/2: nearly the features of the mirrored video,
-        since a backbone's kernels are not symmetric themselves.
-        """
+    def shuffled_batches(self, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+        """The batches of the given epochs, in turn; an epoch's order, and what is mirrored, depend on its number and
+        the seed only."""
 
         def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
             key = [seed, tf.cast(epoch, tf.int32)]
             drawn = [tf.cast(tf.random.experimental.stateless_shuffle(tf.range(len(self)), seed=key), tf.int64)]
-            if mirror:
+            if self.mirror:
                 drawn.append(tf.random.stateless_uniform([len(self)], key) < 0.5)
             return tf.data.Dataset.from_tensor_slices(tuple(drawn)).batch(batch_size)
 
@@ -145,16 +177,17 @@ class Clips:
     def _dataset(self, drawn: tf.data.Dataset) -> tf.data.Dataset:
         """Batches of clips from batches of what `load` takes."""
 
+        clip, cubes = (None, self.clip_length), self._cube_shapes
+        shapes = {"features": (*clip, *cubes[0]), "mask": clip, "labels": clip}
+        shapes |= {"motion": (*clip, *self.cube_shape[:2])} if self._motion else {}
+        shapes |= {"flow": (*clip, *cubes[1])} if len(cubes) > 1 else {}
+
         def load(*arguments: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-            types = (tf.float16, tf.bool, tf.int32, tf.float16)[: 4 if self._motion else 3]
-            features, mask, labels, *motion = tf.numpy_function(self.load, arguments, types)
-            features.set_shape((None, self.clip_length, *self.cube_shape))
-            mask.set_shape((None, self.clip_length))
-            labels.set_shape((None, self.clip_length))
-            inputs = {"features": features, "mask": mask}
-            for maps in motion:
-                maps.set_shape((None, self.clip_length, *self.cube_shape[:2]))
-                inputs["motion"] = maps
-            return inputs, {"logits": labels, "attention": mask}
+            types = [{"mask": tf.bool, "labels": tf.int32}.get(name, tf.float16) for name in shapes]
+            loaded = dict(zip(shapes, tf.numpy_function(self.load, arguments, types), strict=True))
+            for name, shape in shapes.items():
+                loaded[name].set_shape(shape)
+            labels = loaded.pop("labels")
+            return loaded, {"logits": labels, "attention": loaded["mask"]}
 
         return drawn.map(load).prefetch(4)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import log_softmax
 
-from action_attention.clips import Clips
+from action_attention.clips import Clips, check_flow
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, with_stream, write_json
 from action_attention.files import written_whole
@@ -88,18 +88,20 @@ def evaluate(
     check_address_space()
     run = Run.open(run_dir, finished=True)
     model, config, names = run.model(), run.config, run.split.get(subset)
-    cache_has = with_stream(cache.settings)
-    for key, value in with_stream(run.features).items():
-        if key != "weights" and cache_has.get(key) != value:
-            raise UserError(
-                f"{cache.folder} has {key}={cache_has.get(key)}, but {run_dir} was trained with {key}={value}; "
-                "give --features the cache that it was trained on, or one that was extracted alike"
-            )
+    takes = {"motion": config.settings.takes_motion, "flow": config.settings.takes_flow}
+    check_flow(config.settings, cache)
+    for each, made in ((cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])):
+        there = with_stream(each.settings)
+        for key, value in with_stream(made).items():
+            if key != "weights" and there.get(key) != value:
+                raise UserError(
+                    f"{each.folder} has {key}={there.get(key)}, but {run_dir} was trained with {key}={value}; "
+                    "give the cache that it was trained on, or one that was extracted alike"
+                )
     if not names:
         raise UserError(f"{run_dir} has no {subset} videos")
     training = config.training
-    cut: dict[str, Any] = {"stride": training.clip_stride, "motion": config.settings.takes_motion}
-    clips = Clips(cache, names, run.classes, training.clip_length, in_memory=False, **cut)
+    clips = Clips(cache, names, run.classes, training.clip_length, training.clip_stride, in_memory=False, **takes)
     made_with, there = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
     if made_with and there and made_with != there:
         raise UserError(
@@ -107,7 +109,7 @@ def evaluate(
             "--features the cache that it was trained on, or one of the same files"
         )
     weights = [tuple(weight.shape) for weight in model.weights]
-    check_memory(config, weights, cache.cube_shape, len(clips), trained=False)
+    check_memory(config, weights, cache.cube_shapes, len(clips), trained=False)
     with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
         predictions = predict_videos(model, clips, training.batch_size)
     metrics = {

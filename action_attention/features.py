@@ -51,8 +51,10 @@ H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FILTERS = {"zstd": dict(hdf5plugin.Zstd(clevel=1)), "gzip": {"compression": "gzip", "compression_opts": 4}}
 SETTINGS = ("schema_version", "backbone", "weights", "weights_sha256", "precision", "preprocessing", "resize", "fps")
 STREAMS = ["rgb", "flow"]
+MIRRORED = "mirrored"  # folder of a flow cache that holds the cache of the stream mirrored_flow
 SETTING_TYPES: dict[str, Any] = {
-    **{name: {"schema_version": int, "fps": float}.get(name, str) for name in SETTINGS}, "stream?": set(STREAMS),
+    **{name: {"schema_version": int, "fps": float}.get(name, str) for name in SETTINGS},
+    "stream?": {*STREAMS, "mirrored_flow"},
 }  # fmt: skip
 INDEX = {"settings": dict, "source": str, "complete": bool, "shards": [{"file": str}], "passed_over?": {str: str}}
 # so many shards stay open, those that were read last: opening one takes a third of the time of reading a clip
@@ -354,6 +356,7 @@ class FeatureCache:
         passed_over: path -> reason, for files beside the videos that were not taken for videos.
         fingerprint: sha256 over the settings and every shard's name and features; of names and files of videos it
             knows nothing (`runs.files_digest`).
+        flow: the cache of the same videos' optical flow, or None (`pair`).
 
     Raises:
         UserError: the folder is no cache, a shard is damaged, missing or of another extraction, or the index disagrees.
@@ -386,7 +389,59 @@ class FeatureCache:
         checksums = sorted((shard.path.name, shard.sha256) for shard in self.shards)
         identity = json.dumps([self.settings, checksums], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self.flow: FeatureCache | None = None
         self._refusal: UserError | None = None
+
+    def pair(self, flow: "FeatureCache") -> "FeatureCache":
+        """Puts the same videos' optical flow beside these features of their frames, as `flow`; returns this cache.
+
+        Raises UserError unless the two differ in nothing but the stream and the backbone.
+        """
+        for cache, stream in ((self, "rgb"), (flow, "flow")):
+            if (there := with_stream(cache.settings)["stream"]) != stream:
+                raise UserError(
+                    f"{cache.folder} has features of the stream {there}, {stream} belongs here; --features takes those "
+                    "of frames, --flow_features those of `make extract ARGS=--stream=flow`"
+                )
+        for what, ours, theirs in (
+            ("fps", self.settings["fps"], flow.settings["fps"]),
+            ("rows and columns of cubes", self.cube_shape[:2], flow.cube_shape[:2]),
+        ):
+            if ours != theirs:
+                raise UserError(f"{self.folder} has {what} {ours}, {flow.folder} has {theirs}; extract both alike")
+        files = [_files(cache) for cache in (self, flow)]
+        names = sorted(files[0].keys() | files[1].keys())
+        if differ := [name for name in names if files[0].get(name) != files[1].get(name)]:
+            raise UserError(
+                f"{self.folder} and {flow.folder} differ in {len(differ)} videos: {', '.join(differ[:10])}; extract "
+                "both from the same folder of videos"
+            )
+        self.flow = flow
+        return self
+
+    def open_mirrored(self) -> "FeatureCache":
+        """The flow of the same videos, turned left to right. Raises UserError unless all of it is there."""
+        there = self.folder / MIRRORED
+        if not (there / "index.json").is_file():
+            raise UserError(
+                f"{self.folder} has no flow of the mirrored videos, which its features do not give; add it with "
+                f'`make extract FEATURES={self.folder} ARGS="--stream=flow --mirrored"`, or give --nomirror'
+            )
+        mirrored = FeatureCache(there)
+        if mirrored.settings != self.settings | {"stream": "mirrored_flow"} or _files(mirrored) != _files(self):
+            raise UserError(
+                f"{there} is not of the videos and settings of {self.folder}; delete it, then extract again"
+            )
+        return mirrored
+
+    @property
+    def cube_shapes(self) -> list[tuple[int, int, int]]:
+        """Of the frames' features, and of their flow's if there are any."""
+        return [self.cube_shape, *([self.flow.cube_shape] if self.flow else [])]
+
+    @property
+    def is_flow(self) -> bool:
+        return with_stream(self.settings)["stream"] == "flow"
 
     @property
     def frames(self) -> int:
@@ -418,12 +473,15 @@ class FeatureCache:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Raises what `read` raised in here, where somebody else has made another error of it, as `tf.data` does."""
-        self._refusal = None
+        caches = [cache for cache in (self, self.flow) if cache]
+        for cache in caches:
+            cache._refusal = None
         try:
             yield
         except Exception as error:
-            if self._refusal and not isinstance(error, UserError):
-                raise self._refusal from error
+            for cache in caches:
+                if cache._refusal and not isinstance(error, UserError):
+                    raise cache._refusal from error
             raise
 
     def frame_hashes(self, name: str) -> np.ndarray | None:
@@ -459,12 +517,17 @@ class FeatureCache:
             shard.close()
 
 
+def _files(cache: FeatureCache) -> dict[str, tuple[int, str]]:
+    return {name: (video.frames, video.file_sha256) for name, video in cache.videos.items()}
+
+
 class ArrayFeatures:
     """Features that are in memory already, from whatever network; `clips.Clips` takes them in place of a cache.
 
     Args:
         arrays: name `<class>/<name>` -> features `(frames, height, width, channels)`, kept in float16.
         motion: the same names -> motion maps `(frames, height, width)`, for models that take them.
+        flow: the same names -> features of optical flow, for models that take them.
 
     Raises:
         UserError: there are none, or their cubes differ in shape.
@@ -472,8 +535,15 @@ class ArrayFeatures:
 
     folder = "the dictionary of features"
 
-    def __init__(self, arrays: dict[str, np.ndarray], motion: dict[str, np.ndarray] | None = None):
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        motion: dict[str, np.ndarray] | None = None,
+        flow: dict[str, np.ndarray] | None = None,
+    ):
         self._motion, self.has_motion = motion or {}, bool(motion)
+        self.flow = ArrayFeatures(flow) if flow else None
+        self.is_flow = False  # or nobody said so
         self._arrays = {name: np.asarray(array, np.float16) for name, array in arrays.items()}
         shapes = {array.shape[1:] if array.size else () for array in self._arrays.values()} or {()}
         self.cube_shape, *others = shapes

@@ -12,6 +12,7 @@ import psutil
 import tensorflow as tf
 
 from action_attention.errors import UserError
+from action_attention.models.base import ActionModel, example_inputs
 from action_attention.registry import Config
 
 TRAINED = 5  # times that training holds the weights: they, the best ones, gradients, Adam's two means
@@ -20,7 +21,9 @@ TENSORFLOW_BYTES = 1 << 30  # of a limited address space, for what TensorFlow's 
 Shapes = list[tuple[int, ...]]
 
 
-def weight_shapes(build: Callable[[], keras.Model], cube_shape: tuple[int, ...]) -> Shapes:
+def weight_shapes(
+    build: Callable[[], ActionModel], cube_shape: tuple[int, ...], flow_shape: tuple[int, ...] | None = None
+) -> Shapes:
     """Shapes of all weights that a model for clips of such cubes, `(H, W, D)`, would have; none of them is made.
 
     In a thread of its own, since Keras keeps by thread which variables it has not made yet, and how often it gave a
@@ -30,9 +33,7 @@ def weight_shapes(build: Callable[[], keras.Model], cube_shape: tuple[int, ...])
     def trace() -> Shapes:
         with keras.StatelessScope(initialize_variables=False):
             model = build()
-            motion = {"motion": keras.KerasTensor((1, 1, *cube_shape[:2]))} if model.settings.takes_motion else {}
-            features, mask = keras.KerasTensor((1, 1, *cube_shape)), keras.KerasTensor((1, 1), "bool")
-            model({"features": features, "mask": mask, **motion})
+            model(example_inputs(model.settings, cube_shape, flow_shape, keras.KerasTensor))
             return [tuple(variable.shape) for variable in model.weights]
 
     state = random.getstate()
@@ -43,26 +44,27 @@ def weight_shapes(build: Callable[[], keras.Model], cube_shape: tuple[int, ...])
         random.setstate(state)
 
 
-def check_memory(config: Config, weights: Shapes, cube_shape: tuple[int, ...], clips: int, *, trained: bool) -> None:
+def check_memory(config: Config, weights: Shapes, cube_shapes: Shapes, clips: int, *, trained: bool) -> None:
     """Raises UserError if there is less memory than a model, and a batch of at most so many clips, take at least.
 
-    Weights are float32, held once, or `TRAINED` times. Each frame of a batch has its cube, `BATCHES` times in float16
+    Weights are float32, held once, or `TRAINED` times. Each frame of a batch has its cubes, `BATCHES` times in float16
     and once in float32, and if `trained` what each kernel makes of it is kept for the gradient: a number for each
     column, of a convolution at each location.
     """
-    training, locations = config.training, math.prod(cube_shape[:2])
+    training, locations = config.training, math.prod(cube_shapes[0][:2])
     kept = sum(shape[-1] * (locations if len(shape) > 2 else 1) for shape in weights if len(shape) > 1)
     clips = min(clips, training.batch_size)
-    frame = math.prod(cube_shape) * (2 * BATCHES + 4) + 4 * kept * trained
+    frame = sum(map(math.prod, cube_shapes)) * (2 * BATCHES + 4) + 4 * kept * trained
     for_weights = 4 * sum(map(math.prod, weights)) * (TRAINED if trained else 1)
     for_batch, free = clips * training.clip_length * frame, free_memory()
     if for_weights + for_batch > free:
         named = ("lstm_units", "cells", "clip_length", "batch_size")
         settings = ", ".join(f"{name}={value}" for name, value in config.flat().items() if name in named)
+        cubes = " and ".join(map(str, cube_shapes))
         raise UserError(
             f"{config.model} with {settings} would need at least {for_weights / 1e9:.1f} GB for its weights and "
-            f"{for_batch / 1e9:.1f} GB for a batch of {clips} clips of cubes {cube_shape}, {free / 1e9:.1f} GB are "
-            "free; make these settings smaller"
+            f"{for_batch / 1e9:.1f} GB for a batch of {clips} clips of cubes {cubes}, {free / 1e9:.1f} GB are free; "
+            "make these settings smaller"
         )
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-from keras import ops
 
 from action_attention.files import check_plain
 from action_attention.memory import free_memory, weight_shapes
 from action_attention.models import ActionModel, build_model
+from action_attention.models.base import example_inputs
 from action_attention.models.upgrade import OLD_MODULE, move_weights
 from action_attention.registry import Config
 from action_attention.untrusted import check_arrays, check_stored, complaint, parse_json, read_npz
@@ -25,20 +25,25 @@ from action_attention.untrusted import check_arrays, check_stored, complaint, pa
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = [CONFIG, "metadata.json", WEIGHTS]
 CONFIG_BYTES = 1 << 20
+Shape = tuple[int, int, int]
+CUBES = [(int, None), (int, None), int, int, int]
 # what config.json says of a model of ours
 ABOUT = {
     "module": str,
     "config": {"name": str, "classes": int, "dtype": (str, {"config": {"name": {"float32", "mixed_bfloat16"}}})},
-    "build_config": {"input_shape": {"features": [(int, None), (int, None), int, int, int]}},
+    "build_config": {"input_shape": {"features": CUBES, "flow?": CUBES}},
 }
 
 
-def new_model(config: Config, classes: int, cube_shape: tuple[int, int, int] | None = None) -> ActionModel:
+def new_model(
+    config: Config, classes: int, cube_shape: Shape | None = None, flow_shape: Shape | None = None
+) -> ActionModel:
     """A model with a config's settings."""
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if config.training.mixed_precision else "float32")
     try:
-        return build_model(config.model, classes, cube_shape=cube_shape, **vars(config.settings))
+        shapes = {"cube_shape": cube_shape, "flow_shape": flow_shape}
+        return build_model(config.model, classes, **shapes, **vars(config.settings))
     finally:
         keras.config.set_dtype_policy(previous)
 
@@ -69,13 +74,13 @@ def half_arrays(model: ActionModel) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load_arrays(path: Path, config: Config, classes: int, cube_shape: tuple[int, int, int]) -> ActionModel:
-    """A model of `half_arrays`, not compiled.
+def load_arrays(path: Path, config: Config, classes: int, *cube_shapes: Shape) -> ActionModel:
+    """A model of `half_arrays`, not compiled; of flow's cubes too, if it takes flow.
 
     Raises ValueError, before it is made, if the file does not hold the weights of such a model.
     """
-    _check_cube_shape(cube_shape)
-    wanted = weight_shapes(lambda: new_model(config, classes), cube_shape)
+    _check_cube_shapes(*cube_shapes)
+    wanted = weight_shapes(lambda: new_model(config, classes), *cube_shapes)
 
     def check(arrays: dict[str, tuple]) -> None:
         if list(arrays.values()) != [(shape, np.dtype(np.float16)) for shape in wanted]:
@@ -85,7 +90,7 @@ def load_arrays(path: Path, config: Config, classes: int, cube_shape: tuple[int,
     arrays = read_npz(path, check)
     if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise ValueError(f"its {wrong[0]} is not finite")
-    model = new_model(config, classes, cube_shape)
+    model = new_model(config, classes, *cube_shapes)
     if differ := sorted(by_path(model.weights).keys() ^ arrays.keys()):
         raise ValueError(f"it and the model differ in {', '.join(differ[:3])}")
     for name, weight in by_path(model.weights).items():
@@ -126,7 +131,9 @@ class ModelFile:
             return
         if wrong := complaint(about, ABOUT):
             raise ValueError(wrong)
-        self._config, self._cube_shape = about["config"], tuple(about["build_config"]["input_shape"]["features"][2:])
+        shapes = about["build_config"]["input_shape"]
+        self._config = about["config"]
+        self._cube_shapes = [tuple(shapes[name][2:]) for name in ("features", "flow") if name in shapes]
         own = [field.name for field in fields(self._model.settings_class) if field.name in self._config]
         settings = self._model.settings_class(**{name: self._config[name] for name in own})
         self.config = {**asdict(settings), "name": self._config["name"], "classes": self._config["classes"]}
@@ -141,14 +148,12 @@ class ModelFile:
         """The model, not compiled. Raises ValueError, before it is made, if the file has too few weights for it."""
         if not self.config:
             raise ValueError("it is not a model that is registered here")
-        cube_shape = self._cube_shape
-        _check_cube_shape(cube_shape)
-        needed = sum(map(math.prod, weight_shapes(self._make, cube_shape)))
+        _check_cube_shapes(*self._cube_shapes)
+        needed = sum(map(math.prod, weight_shapes(self._make, *self._cube_shapes)))
         if needed > self._numbers:  # some files of version 0.1 hold more than they need
             raise ValueError(f"its settings are those of {needed} weights, it holds {self._numbers}")
         model = self._make()
-        motion = {"motion": ops.zeros((1, 1, *cube_shape[:2]))} if model.settings.takes_motion else {}
-        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool"), **motion})
+        model(example_inputs(model.settings, *self._cube_shapes))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / WEIGHTS
             path.write_bytes(self._weights)
@@ -162,8 +167,9 @@ class ModelFile:
         )
 
 
-def _check_cube_shape(cube_shape: tuple[int, ...]) -> None:
+def _check_cube_shapes(*cube_shapes: Shape) -> None:
     """Raises ValueError unless a core has the memory for such cubes."""
     # the largest that it makes of locations is the matrix of `locations.neighbourhoods`, as bool and as float32
-    if min(cube_shape) < 1 or 45 * math.prod(cube_shape[:2]) ** 2 > free_memory():
-        raise ValueError(f"it is for cubes {cube_shape}")
+    for shape in cube_shapes:
+        if min(shape) < 1 or 45 * math.prod(shape[:2]) ** 2 > free_memory():
+            raise ValueError(f"it is for cubes {shape}")

@@ -45,12 +45,15 @@ SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
 
 # What is read of the JSON files, as `untrusted.complaint` takes it.
 MADE_BY = {"schema_version?": int, "git?": str, "versions?": {str: str}}
+FEATURES: dict[str, Any] = {
+    "settings": {"weights": str, "fps": float, "backbone": str, "precision": str}, "cube_shape?": [int, int, int]
+}  # fmt: skip
 ABOUT = {
     "config": {"model": str},
     "classes": [str],
     "cache": {
         "folder": str, "fingerprint?": str, "files?": {str: str},
-        "settings": {"weights": str, "fps": float, "backbone": str, "precision": str}, "cube_shape?": [int, int, int],
+        **FEATURES, "flow?": FEATURES,
     },
     "best?": {"epoch": (int, None)},
     **{name: (str, int, None) for name in ("dataset?", "split?", "validation?")},
@@ -178,6 +181,11 @@ class Run:
         return self.about["cache"]["settings"]
 
     @property
+    def flow_features(self) -> dict[str, Any] | None:
+        """The same of the optical flow beside them; None where it was trained without."""
+        return self.about["cache"].get("flow", {}).get("settings")
+
+    @property
     def config(self) -> Config:
         """Its model and settings; what an older version did not write down has its default.
 
@@ -210,9 +218,10 @@ class Run:
         """Its best model. Raises UserError if there is none yet, it cannot be read, or it is not the run's."""
         path, config = self.model_file, self.config
         if self.pretrained:
-            height, width, channels = self.about["cache"]["cube_shape"]
+            made = self.about["cache"]
+            shapes = [(h, w, d) for h, w, d in (each["cube_shape"] for each in (made, made.get("flow")) if each)]
             with self._reading(self.arrays_file):
-                model = load_arrays(self.arrays_file, config, len(self.classes), (height, width, channels))
+                model = load_arrays(self.arrays_file, config, len(self.classes), *shapes)
             model.compile(jit_compile=False)
             return model
         if not path.is_file():
@@ -341,14 +350,20 @@ def describe(config: dict[str, Any], cache: FeatureCache, split: dict[str, list[
         "config": config,
         "classes": class_names(split["train"]),
         "cache": {
-            "folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings,
-            "cube_shape": list(cache.cube_shape),
+            **_made(cache), **({"flow": _made(cache.flow)} if cache.flow else {}),
             "files": {subset: digest for subset, names in split.items() if (digest := files_digest(cache, names))},
         },
         "videos": {subset: len(videos) for subset, videos in split.items()},
         "git": revision or "unknown",
         "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
+    }  # fmt: skip
+
+
+def _made(cache: FeatureCache) -> dict[str, Any]:
+    return {
+        "folder": str(cache.folder.absolute()), "fingerprint": cache.fingerprint, "settings": cache.settings,
+        "cube_shape": list(cache.cube_shape),
     }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from absl import logging
 from google.protobuf.message import DecodeError
 from tensorboard.plugins.hparams import api as hparams
 
-from action_attention.clips import Clips, class_names
+from action_attention.clips import Clips, check_flow, class_names
 from action_attention.errors import UserError
 from action_attention.evaluation import ReadFrames, confusion_png, draw_gallery, predict_videos
-from action_attention.features import FeatureCache, with_stream, write_json
+from action_attention.features import FeatureCache, write_json
 from action_attention.files import locked
 from action_attention.loss import losses
 from action_attention.memory import check_address_space, check_memory, enough_memory, weight_shapes
@@ -80,11 +80,7 @@ def train(
     unknown = set(class_names([name for videos in split.values() for name in videos])) - set(classes)
     if unknown:
         raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, which it tests; mend it")
-    if options.mirror and with_stream(cache.settings)["stream"] == "flow":
-        raise UserError(
-            "mirror cannot be used with features of optical flow: in a mirrored video what moved left moves "
-            "right, which mirrored features do not show; give --nomirror"
-        )
+    check_flow(config.settings, cache)
     _check_memory(config, cache, split["train"], len(classes))
     keras.utils.set_random_seed(options.seed)
     tf.config.experimental.enable_op_determinism()
@@ -96,15 +92,17 @@ def train(
     ):
         if run.exists:
             _check_resumable(run, resume)
-        cut: dict[str, Any] = {"stride": options.clip_stride, "motion": config.settings.takes_motion}
-        training = Clips(cache, split["train"], classes, options.clip_length, **cut)
+        cut: dict[str, Any] = {
+            "stride": options.clip_stride, "motion": config.settings.takes_motion, "flow": config.settings.takes_flow
+        }  # fmt: skip
+        training = Clips(cache, split["train"], classes, options.clip_length, mirror=options.mirror, **cut)
         steps = training.steps(options.batch_size)
         options = replace(options, epochs=max(options.epochs, math.ceil(options.min_steps / steps)))
         config = replace(config, training=options)
         validation = Clips(cache, split["validation"], classes, options.clip_length, **cut)
         # what is saved carries weights only, no optimizer and no losses: it loads without the training code
-        state = RunState(run, config, new_model(config, len(classes), cache.cube_shape))
-        model = new_model(config, len(classes), cache.cube_shape)
+        state = RunState(run, config, new_model(config, len(classes), *cache.cube_shapes))
+        model = new_model(config, len(classes), *cache.cube_shapes)
         compile_model(model, config, steps)
         with run.writing():
             first_epoch = state.restore(model)
@@ -123,7 +121,7 @@ def train(
             )  # fmt: skip
             epochs = range(first_epoch, options.epochs)
             model.fit(
-                training.shuffled_batches(options.batch_size, options.seed, epochs, mirror=options.mirror),
+                training.shuffled_batches(options.batch_size, options.seed, epochs),
                 initial_epoch=first_epoch,
                 epochs=options.epochs,
                 steps_per_epoch=steps,
@@ -365,9 +363,9 @@ def _check_memory(config: Config, cache: FeatureCache, videos: list[str], classe
     length, stride = config.training.clip_length, config.training.clip_stride or config.training.clip_length
     frames = [cache.videos[name].frames for name in videos if name in cache.videos]
     if frames:
-        weights = weight_shapes(lambda: new_model(config, classes), cache.cube_shape)
+        weights = weight_shapes(lambda: new_model(config, classes), *cache.cube_shapes)
         clips = sum(1 + max(0, -(-(of_video - length) // stride)) for of_video in frames)
-        check_memory(config, weights, cache.cube_shape, clips, trained=True)
+        check_memory(config, weights, cache.cube_shapes, clips, trained=True)
 
 
 def _check_resumable(run: Run, resume: bool) -> None:
@@ -390,7 +388,11 @@ def _check_resumable(run: Run, resume: bool) -> None:
                 f"{run_dir} was trained with {key}={settings.get(key)}, now {key}={value} is asked for; "
                 "resume with the same settings, or give another --run_dir"
             )
-    if there.about["cache"].get("fingerprint") != asked["cache"]["fingerprint"]:
+    made = [
+        [each.get("fingerprint"), each.get("flow", {}).get("fingerprint")]
+        for each in (there.about["cache"], asked["cache"])
+    ]
+    if made[0] != made[1]:
         raise UserError(
             f"{run_dir} was trained on other features than {asked['cache']['folder']}; give it the same cache"
         )

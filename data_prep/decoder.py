@@ -54,7 +54,8 @@ class Decoder:
         size: side of the square that frames are resized to, pixels.
         timeout: seconds within which the next frame has to come.
         grid: rows and columns of the motion maps (`flow.MotionMaps`) to make; None for none.
-        stream: `rgb`, the frames themselves, or `flow`, each one's flow to the next as a picture; it takes a `grid`.
+        stream: `rgb`, the frames themselves, or `flow`, each one's flow to the next as a picture, or `mirrored_flow`,
+            that of the mirrored frames; these take a `grid`.
 
     Attributes:
         hash: of the last frame itself, whatever the stream (`duplicates.frame_hash`), uint8 `(HASH_BYTES,)`.
@@ -260,7 +261,7 @@ def _pictures(
     def frames() -> Iterator[np.ndarray]:
         for frame in reader:
             hashes.append(frame_hash(frame))
-            yield reader.picture
+            yield np.ascontiguousarray(reader.picture[:, ::-1]) if stream == "mirrored_flow" else reader.picture
 
     assert motion
     for picture in flow_pictures(frames(), motion):

@@ -27,6 +27,7 @@ from action_attention.errors import UserError, remedy
 from action_attention.features import (
     FILTERS,
     HASH_BYTES,
+    MIRRORED,
     STREAMS,
     DamagedError,
     FeatureCache,
@@ -103,10 +104,11 @@ def extract(
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
     `fps` is in sampled frames per second; `stream` is one of `STREAMS`: the frames themselves, or the flow between them
-    as pictures; `compression` is a key of `FILTERS`; `names` chooses among the videos. A video that gives no frame for
-    `decode_timeout` seconds is rejected. Damaged shards are set aside and made again. Videos that the cache holds and
-    the folder does not are named, and with `prune` removed. Raises UserError if there are no videos, the cache was made
-    with other settings or from other files, another extraction is writing to it, or it cannot be written.
+    as pictures, or `mirrored_flow`, that of the mirrored frames; `compression` is a key of `FILTERS`; `names` chooses
+    among the videos. A video that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside
+    and made again. Videos that the cache holds and the folder does not are named, and with `prune` removed. Raises
+    UserError if there are no videos, the cache was made with other settings or from other files, another extraction is
+    writing to it, or it cannot be written.
     """
     whole, others = names is None, passed_over(videos) if names is None and videos.is_dir() else {}
     names = list_videos(videos) if names is None else names
@@ -420,12 +422,17 @@ def define_flags() -> None:
     flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network")
     flags.DEFINE_enum("stream", "rgb", STREAMS, "the frames, or the optical flow between them as pictures")
     flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
+    flags.DEFINE_bool(
+        "mirrored", False, f"the flow of the mirrored videos too, in {MIRRORED}/, for --mirror in training"
+    )
     flags.DEFINE_bool("motion_only", False, "add motion maps to a cache that has none; the network does not run")
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
 
 
 def main() -> None:
     args = flags.FLAGS
+    if args.mirrored and args.stream != "flow":
+        raise UserError("--mirrored is for --stream=flow; features of frames are simply turned around")
     if args.motion_only:
         added = add_motion(Path(args.videos), Path(args.features), decode_timeout=args.decode_timeout)
         print(f"{args.features}: motion maps of {added} videos were added")
@@ -437,9 +444,16 @@ def main() -> None:
             raise
         network = build_backbone(args.backbone, "random", args.precision, args.runtime, args.grid)
         print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
-    features = Path(args.features)
-    done = extract(Path(args.videos), features, network, fps=args.fps, stream=args.stream,
-                   compression=args.compression, decode_timeout=args.decode_timeout, prune=args.prune)  # fmt: skip
+    caches = {Path(args.features): args.stream}
+    if args.mirrored:
+        caches[Path(args.features) / MIRRORED] = "mirrored_flow"
+    for features, stream in caches.items():
+        done = extract(Path(args.videos), features, network, fps=args.fps, stream=stream, prune=args.prune,
+                       compression=args.compression, decode_timeout=args.decode_timeout)  # fmt: skip
+        _print_summary(features, done)
+
+
+def _print_summary(features: Path, done: Summary) -> None:
     cache = FeatureCache(features)
     raw = cache.frames * math.prod(cache.cube_shape) * 2
     if done.videos:

@@ -138,21 +138,26 @@ class Recognizer:
     Args:
         run: the run.
         weights: of the backbone, as for `build_backbone`; None for those that the run names.
-        network: the backbone, if there is one already.
+        network: the backbone of all streams, if there is one already.
 
     Raises UserError if the model or its calibration cannot be read, or features as the run's cannot be made.
     """
 
     def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
         self.run, self.config, self.calibration, self.model = run, run.config, run.calibration(), run.model()
-        self.fps, self.stream = run.features["fps"], with_stream(run.features)["stream"]
-        self.network = network or _build_backbone(run, weights)
-        for key, value in cache_settings(self.network, self.fps, self.stream).items():
-            if key != "weights" and run.features.get(key) != value:
-                raise UserError(
-                    f"{run.folder} was trained on features with {key}={run.features.get(key)}, but now they have "
-                    f"{key}={value}; give the same --weights, or extract and train again with this version"
-                )
+        self.fps = run.features["fps"]
+        self.networks: dict[str, Backbone] = {}  # by stream
+        for made in (run.features, *([run.flow_features] if run.flow_features else [])):
+            stream, alike = with_stream(made)["stream"], ("backbone", "weights_sha256", "precision")
+            if self.networks and all(made.get(key) == run.features.get(key) for key in alike):
+                network = next(iter(self.networks.values()))
+            self.networks[stream] = network or _build_backbone(run.folder, made, weights)
+            for key, value in cache_settings(self.networks[stream], self.fps, stream).items():
+                if key != "weights" and made.get(key) != value:
+                    raise UserError(
+                        f"{run.folder} was trained on features with {key}={made.get(key)}, but now they have "
+                        f"{key}={value}; give the same --weights, or extract and train again with this version"
+                    )
 
     @property
     def classes(self) -> list[str]:
@@ -190,16 +195,23 @@ class Recognizer:
             tempfile.TemporaryDirectory() as root,
         ):
             (Path(root) / name).parent.symlink_to(path.parent)
-            extract(Path(root), Path(folder), self.network, fps=self.fps, stream=self.stream, names=[name])
-            cache = FeatureCache(Path(folder))
+            caches = []
+            for stream, network in self.networks.items():
+                there = Path(folder) / stream
+                extract(Path(root), there, network, fps=self.fps, stream=stream, names=[name])
+                caches.append(FeatureCache(there))
+            cache = caches[0]
             try:
                 if name in cache.rejects:
                     raise UserError(
                         f"{path} cannot be used ({cache.rejects[name]}); give a video that FFmpeg can decode"
                     )
+                if len(caches) > 1:
+                    cache.pair(caches[1])
                 about, prediction = cache.videos[name], self._predict(cache, name)
             finally:
-                cache.close()
+                for each in caches:
+                    each.close()
 
         def read() -> Iterator[tuple[float, np.ndarray]]:
             reader = VideoReader(path, self.fps)
@@ -214,13 +226,15 @@ class Recognizer:
         if not fps or fps <= 0:
             raise UserError(f"frames need their rate: predict(frames, fps=30). Received: fps={fps!r}")
         kept = list(sampled((number / fps for number in range(len(frames))), self.fps))
-        motion, cubes, name = MotionMaps(self.network.cube_shape[:2]), [], "frames/given"
-        pictures = network_pictures((frames[number] for number in kept), self.stream, motion)
-        while batch := [resize(picture, self.network.input_size) for picture in islice(pictures, BATCH)]:
-            padded = np.stack(batch + batch[-1:] * (BATCH - len(batch)))  # one shape: it is traced once
-            cubes.append(self.network(padded)[: len(batch)])
-        features = ArrayFeatures({name: np.concatenate(cubes)}, {name: motion.all()})
-        prediction = self._predict(features, name)
+        name, features = "frames/given", []
+        for stream, network in self.networks.items():
+            motion, cubes = MotionMaps(network.cube_shape[:2]), []
+            pictures = network_pictures((frames[number] for number in kept), stream, motion)
+            while batch := [resize(picture, network.input_size) for picture in islice(pictures, BATCH)]:
+                padded = np.stack(batch + batch[-1:] * (BATCH - len(batch)))  # one shape: it is traced once
+                cubes.append(network(padded)[: len(batch)])
+            features.append({name: np.concatenate(cubes)})
+        prediction = self._predict(ArrayFeatures(features[0], {name: motion.all()}, *features[1:]), name)
         rate = len(kept) / (len(frames) / fps)
 
         def read() -> Iterator[tuple[float, np.ndarray]]:
@@ -232,7 +246,7 @@ class Recognizer:
         training = self.config.training
         clips = Clips(
             features, [name], self.classes, training.clip_length, training.clip_stride, in_memory=False,
-            labelled=False, motion=self.config.settings.takes_motion,
+            labelled=False, motion=self.config.settings.takes_motion, flow=self.config.settings.takes_flow,
         )  # fmt: skip
         (prediction,) = predict_videos(self.model, clips, training.batch_size)
         return prediction
@@ -301,9 +315,9 @@ def _named(path: Path) -> Path:
     return path.absolute()
 
 
-def _build_backbone(run: Run, weights: str | None) -> Backbone:
-    name, weights = run.features["backbone"].split()[0], weights or run.features["weights"]
+def _build_backbone(folder: Path, features: dict[str, Any], weights: str | None) -> Backbone:
+    name, weights = features["backbone"].split()[0], weights or features["weights"]
     if weights not in ("imagenet", "random") and not Path(weights).is_file():
-        raise UserError(f"{run.folder} was trained on features of {name} with {run.features['weights']}, and {weights} "
+        raise UserError(f"{folder} was trained on features of {name} with {features['weights']}, and {weights} "
                         "is not a file here; give the same weights with --weights=FILE")  # fmt: skip
-    return build_backbone(run.features["backbone"], weights, run.features["precision"])
+    return build_backbone(features["backbone"], weights, features["precision"])

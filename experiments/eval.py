@@ -9,20 +9,20 @@ from pathlib import Path
 from absl import flags
 
 from action_attention.evaluation import evaluate
-from action_attention.features import FeatureCache
 from action_attention.heatmaps import HEATMAPS
 from action_attention.runs import SUBSETS, Run
 from action_attention.settings import VOTES
 from data_prep import program
 from data_prep.annotations import actor_reader, find_annotations
 from data_prep.videos import frame_reader
-from experiments import table
+from experiments import options, table
 
 
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory", required=True)
     flags.DEFINE_enum("subset", "test", SUBSETS, "which videos")
     flags.DEFINE_string("features", None, "folder of the feature cache [the one that the run was trained on]")
+    flags.DEFINE_string("flow_features", None, "folder of the cache of optical flow [the one that it was trained on]")
     flags.DEFINE_string(
         "videos", None, "folder of the videos, for pictures and annotations [where they were extracted]"
     )
@@ -36,7 +36,9 @@ def define_flags() -> None:
 def main() -> None:
     args = flags.FLAGS
     run_dir = Path(args.run_dir)
-    cache = FeatureCache(Path(args.features or Run.open(run_dir).about["cache"]["folder"]))
+    made = Run.open(run_dir).about["cache"]
+    flow_features = args.flow_features or made.get("flow", {}).get("folder")
+    cache = options.open_features(args.features or made["folder"], flow_features)
     videos = Path(args.videos or cache.source)
     annotations = Path(args.annotations) if args.annotations else find_annotations(videos)
     if not videos.is_dir():

@@ -25,6 +25,7 @@ PRESETS = ("recommended",)
 def define_data_flags() -> None:
     """The flags that say which videos train and which are tested."""
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
+    flags.DEFINE_string("flow_features", None, "folder of the cache of the same videos' optical flow")
     flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt or CSV file; without it one is made")
     flags.DEFINE_integer("split", 1, "which of the lists", lower_bound=1)
     flags.DEFINE_string("dataset", None, "name of the dataset in tables [name of the folder above the videos]")
@@ -32,6 +33,12 @@ def define_data_flags() -> None:
     flags.DEFINE_enum(
         "duplicates", "allow", DUPLICATES, "videos with the bytes of a held-out one: keep, as official; leave out; stop"
     )
+
+
+def open_features(features: str, flow_features: str | None) -> FeatureCache:
+    """The cache that two flags name, with its optical flow if that is given."""
+    cache = FeatureCache(Path(features))
+    return cache.pair(FeatureCache(Path(flow_features))) if flow_features else cache
 
 
 def split_as_flagged(

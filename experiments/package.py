@@ -48,8 +48,9 @@ def package(run: Run, folder: Path, *, data: str, licence: str, limits: str) -> 
         raise UserError(f"{run.folder} cannot be packaged: {error}; train it with a --weight_decay") from error
     np.savez(weights, **arrays)
     about, cache = {key: run.about[key] for key in KEPT if key in run.about}, run.about["cache"]
-    of_cache = {"folder": "", "settings": cache["settings"], "cube_shape": list(model.cube_shape or ())}
-    about["cache"] = {key: cache[key] for key in ("fingerprint",) if key in cache} | of_cache
+    about["cache"] = _without_folder(cache) | {"cube_shape": list(model.cube_shape or ())}
+    if "flow" in cache:
+        about["cache"]["flow"] = _without_folder(cache["flow"])
     packaged = Run(folder)
     files = {
         packaged.arrays_file: weights.getvalue(),
@@ -68,6 +69,11 @@ def package(run: Run, folder: Path, *, data: str, licence: str, limits: str) -> 
     for path, content in files.items():
         path.write_bytes(content)
     return size
+
+
+def _without_folder(cache: dict[str, Any]) -> dict[str, Any]:
+    kept = ("fingerprint", "settings", "cube_shape")
+    return {key: cache[key] for key in kept if key in cache} | {"folder": ""}
 
 
 def card(

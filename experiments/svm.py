@@ -6,43 +6,67 @@ It reads the same cache and lists as `experiments.train` and leaves a run direct
 on videos, not on frames: columns of clips and frames stay empty, and there is nothing to look at. No seed matters.
 """
 
-import csv
 import time
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from scipy.special import softmax
 from sklearn.preprocessing import normalize as unit_norm
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
 from action_attention.clips import class_names
 from action_attention.errors import UserError
-from action_attention.evaluation import confusion_png
-from action_attention.features import FeatureCache, write_json
-from action_attention.metrics import VideoPrediction, rank_classes, summarize
-from action_attention.models.inputs import MOTIONS
-from action_attention.runs import Run, describe
+from action_attention.evaluation import write_evaluation
+from action_attention.features import FeatureCache
+from action_attention.metrics import VideoPrediction, summarize
+from action_attention.runs import OF_FRAMES, Run, describe
 from data_prep import program
 from data_prep.datasets import groups_of
 from data_prep.splits import validation_folds
 from experiments import options, table
 
 NORMALIZATIONS = ("sqrt_l2", "l2")
+POOLINGS = ("mean", "mean_motion", "maxmin")
+MOTIONS = ("none", "difference", "signed")
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 FOLDS = 3
 
 
-def pool(cubes: np.ndarray, normalize: str, motion: str) -> np.ndarray:
-    """Cubes `(frames, F, F, D)` -> `(D,)`, or `(2 D,)` with how much successive cubes differ; each part of norm 1.
+def pool(
+    cubes: np.ndarray, normalize: str, motion: str = "none", pooling: str = "mean", moved: np.ndarray | None = None
+) -> np.ndarray:
+    """A video's cubes `(frames, F, F, D)` as one vector, parts of D, each of norm 1.
 
-    `sqrt_l2` takes the square root of what was pooled first (power normalisation, Perronnin et al. 2010, ECCV).
+    `pooling` "mean": the mean; "mean_motion": that, and a mean in which each location weighs as its motion map `moved`
+    `(frames, F, F)` says, plus 5 % of the video's mean; "maxmin": the maximum and the minimum over frames of their
+    means over locations (P-CNN, Cheron et al. 2015, arXiv 1506.03607). `motion` "difference" appends how much
+    successive cubes differ, "signed" the maximum and the minimum of how the means over locations change within two
+    frames, as P-CNN does. `sqrt_l2` takes the (signed) square root of what was pooled first (power normalisation,
+    Perronnin et al. 2010, ECCV).
     """
     cubes = cubes.astype(np.float32)
-    parts = [cubes.sum(axis=(0, 1, 2))]  # the norm makes sums and means the same
+    means = cubes.mean(axis=(1, 2))
+    parts = [means.max(axis=0), means.min(axis=0)] if pooling == "maxmin" else [means.mean(axis=0)]
+    if pooling == "mean_motion":
+        assert moved is not None
+        weights = moved.astype(np.float32) + 0.05 * moved.mean(dtype=np.float32)
+        parts.append(np.tensordot(weights, cubes, axes=3) if weights.any() else parts[0])
     if motion == "difference":
-        parts.append(np.abs(np.diff(cubes, axis=0)).sum(axis=(0, 1, 2)))
-    return unit_norm(np.sqrt(parts) if normalize == "sqrt_l2" else parts).ravel()
+        parts.append(np.abs(np.diff(cubes, axis=0)).sum(axis=(0, 1, 2)))  # the norm makes sums and means the same
+    if motion == "signed":
+        change = means[2:] - means[:-2] if len(means) > 2 else np.zeros_like(means[:1])
+        parts += [change.max(axis=0), change.min(axis=0)]
+    rooted = np.sign(parts) * np.sqrt(np.abs(parts)) if normalize == "sqrt_l2" else parts
+    return unit_norm(rooted).ravel()
+
+
+def pool_video(cache: FeatureCache, name: str, normalize: str, motion: str, pooling: str) -> np.ndarray:
+    """`pool` of a video's frames and, if the cache has it beside them, of their flow."""
+    moved = cache.read_motion(name) if pooling == "mean_motion" else None
+    streams = [cache, *([cache.flow] if cache.flow else [])]
+    return np.concatenate([pool(stream.read(name), normalize, motion, pooling, moved) for stream in streams])
 
 
 def vectors_and_classes(vectors: dict[str, np.ndarray], videos: list[str]) -> tuple[list, list]:
@@ -68,31 +92,14 @@ def choose_penalty(vectors: dict[str, np.ndarray], folds: list[tuple[list[str], 
 def predict(
     svm: LinearSVC, vectors: dict[str, np.ndarray], videos: list[str], classes: list[str]
 ) -> list[VideoPrediction]:
-    """Each video as a single frame, whose "probabilities" are the decision values of the classes."""
+    """Each video as a single frame that looks nowhere; its "probabilities" are the softmax of the decision values."""
     scores = svm.decision_function([vectors[name] for name in videos])
     scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # two classes share one value
-    labels = [classes.index(name.split("/")[0]) for name in videos]
+    labels, shares = [classes.index(name.split("/")[0]) for name in videos], softmax(scores, axis=1)
     return [
-        VideoPrediction(name, label, row[None], np.empty((1, 0, 0)), [row[None]], 0.0)
-        for name, label, row in zip(videos, labels, scores, strict=True)
+        VideoPrediction(name, label, row[None], np.zeros((1, 1, 1)), [row[None]], 0.0)
+        for name, label, row in zip(videos, labels, shares, strict=True)
     ]
-
-
-def write_evaluation(folder: Path, predictions: list[VideoPrediction], classes: list[str], about: dict) -> None:
-    """What `evaluation.evaluate` writes, less what it says of frames."""
-    of_frames = dict.fromkeys(("clip_top1", "frame_top1", "cross_entropy"))
-    metrics = {**about, **summarize(predictions, classes, "mean"), **of_frames}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", metrics)
-    (folder / "confusion.png").write_bytes(confusion_png(np.array(metrics["confusion"]), classes))
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video", "label", "predicted", "right", "top5"])
-        for prediction in predictions:
-            ranking = [classes[index] for index in rank_classes(prediction.probabilities, "mean")]
-            assert prediction.label is not None
-            label = classes[prediction.label]
-            writer.writerow([prediction.name, label, ranking[0], int(ranking[0] == label), " ".join(ranking[:5])])
 
 
 def define_flags() -> None:
@@ -100,7 +107,10 @@ def define_flags() -> None:
     flags.adopt_module_key_flags(options)
     flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
     flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "of the pooled features")
-    flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ")
+    flags.DEFINE_enum(
+        "pooling", "mean", POOLINGS, "mean; this and one weighted by motion; maximum and minimum over frames"
+    )
+    flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ, or how frames change")
     flags.DEFINE_float(
         "C", None, "of the SVM [what is best on validation videos, three folds by recording]", lower_bound=0
     )
@@ -108,7 +118,7 @@ def define_flags() -> None:
 
 def main() -> None:
     args, started = flags.FLAGS, time.monotonic()
-    cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
+    cache, run_dir = options.open_features(args.features, args.flow_features), Path(args.run_dir)
     if Run(run_dir).json_file.exists():
         raise UserError(f"{run_dir} already holds a run; give another --run_dir")
     split, about = options.split_as_flagged(cache, run_dir, 0, "none" if args.C else "source")
@@ -122,18 +132,24 @@ def main() -> None:
     if unknown or not split["test"]:
         raise UserError(f"the split tests {', '.join(sorted(unknown)) or 'no video'}, which it does not train; mend it")
     videos = tqdm([*split["train"], *split["test"]], "pooling", unit="video", disable=None)
-    vectors = {name: pool(cache.read(name), args.normalize, args.motion) for name in videos}
+    vectors = {name: pool_video(cache, name, args.normalize, args.motion, args.pooling) for name in videos}
+    # an SVM is a sum of training vectors: where these span less than all dimensions, the rest decides nothing
+    basis, _ = np.linalg.qr(np.stack([vectors[name] for name in split["train"]]).T)
+    vectors = {name: vector @ basis for name, vector in vectors.items()}
     penalty, accuracy = (args.C, None) if args.C else choose_penalty(vectors, folds)
     svm = fit(vectors, split["train"], penalty)
-    config = {"model": "svm", "seed": 0, "normalize": args.normalize, "motion": args.motion, "C": penalty}
+    pooled = {key: getattr(args, key) for key in ("normalize", "pooling", "motion")}
+    config = {"model": "svm", "seed": 0, **pooled, "flow": bool(cache.flow), "C": penalty}
     options.write_flags(run_dir, {})
     best = {"epoch": None, "val_video_top1": accuracy}  # no epoch: it decides on whole videos
     run = Run(run_dir, {**describe(config, cache, split), **about, "best": best, "epochs": None}, split)
     run.about["seconds"] = time.monotonic() - started
     run.write()
     about = {key: about[key] for key in ("dataset", "split", "validation")}
+    predictions = predict(svm, vectors, split["test"], classes)
     about |= {"subset": "test", "model": "svm", "seed": 0, "weights": cache.settings["weights"]}
-    write_evaluation(run.evaluation("test"), predict(svm, vectors, split["test"], classes), classes, about)
+    about |= summarize(predictions, classes, "mean") | dict.fromkeys(OF_FRAMES)
+    write_evaluation(run.evaluation("test"), about, predictions, classes)
     chosen = "as given" if args.C else f"{accuracy:.1%} on validation videos"
     print(f"{run_dir}: C {penalty:g}, {chosen}\n")
     print(table.markdown([table.read_result(run_dir)]))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from absl import flags
 
-from action_attention.features import FeatureCache
 from action_attention.registry import Config
 from action_attention.training import choose_threads, train
 from data_prep import program
@@ -33,7 +32,7 @@ def define_flags() -> None:
 def main() -> None:
     args = flags.FLAGS
     options.apply_preset()
-    cache, run_dir = FeatureCache(Path(args.features)), Path(args.run_dir)
+    cache, run_dir = options.open_features(args.features, args.flow_features), Path(args.run_dir)
     config = Config.of(args.model, **options.given_settings())
     split, about = options.split_as_flagged(cache, run_dir, config.training.seed, args.validation)
     choose_threads(config.model)

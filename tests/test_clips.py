@@ -92,10 +92,10 @@ def test_class_ids_do_not_depend_on_the_order_of_videos():
 
 def test_mirroring_turns_half_of_the_clips_anew_in_each_epoch_and_nothing_else(cache):
     videos = sorted(cache.videos)
-    clips = Clips(cache, videos, class_names(videos), 1)  # clips of one frame: enough of them to count
 
     def batches(epochs, mirror):
-        drawn = list(clips.shuffled_batches(8, 3, epochs, mirror=mirror))
+        clips = Clips(cache, videos, class_names(videos), 1, mirror=mirror)  # of one frame: enough of them to count
+        drawn = list(clips.shuffled_batches(8, 3, epochs))
         return [np.concatenate([select(batch) for batch in drawn]) for select in (
             lambda b: b[0]["features"], lambda b: b[1]["logits"], lambda b: b[0]["mask"])]  # fmt: skip
 

@@ -31,17 +31,21 @@ GOLDEN = {
     "max_lstm": [-0.127768, -0.010527, 0.109135, -0.156728],
     "attentive_pool": [-0.286528, -0.366278, 0.545939, -0.083285],
     "softmax": [0.210441, 0.172578, -0.003005, 0.022528],
+    "conv3d": [0.098109, 0.033245, 0.071555, 0.068609],
+    "late_fusion": [-0.151089, 0.105298, -0.012736, 0.232111],
+    "motion_conv_alstm": [0.182532, -0.121685, 0.111021, -0.008427],
+    "temporal_attention": [-0.241673, 0.219052, 0.09738, 0.134877],
 }
 
 
-CUBE = (7, 7, 512)
+CUBE, FLOW = (7, 7, 512), (7, 7, 16)
 OLD = Path(__file__).parent / "version_0_1"
 
 
 def small(name, **settings):
-    """A model of four classes and, where it has units, eight of them."""
-    units = {"lstm_units": 8} if "lstm_units" in find_model(name).fields else {}
-    return build_model(name, 4, cube_shape=CUBE, **{**units, **settings})
+    """A model of four classes and, where it has units or filters, eight of them."""
+    units = {key: 8 for key in ("lstm_units", "hidden_units", "filters") if key in find_model(name).fields}
+    return build_model(name, 4, cube_shape=CUBE, flow_shape=FLOW, **{**units, **settings})
 
 
 def clips(frames=6):
@@ -49,7 +53,8 @@ def clips(frames=6):
     shape = (2, frames, 7, 7, 512)
     features = (random.random(shape) * (random.random(shape) < 0.1)).astype(np.float16)
     mask = np.arange(frames) < np.array([[frames], [frames - 2]])
-    return {"features": features, "mask": mask}
+    flow = random.random((2, frames, *FLOW)).astype(np.float16)
+    return {"features": features, "mask": mask, "flow": flow}
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
@@ -104,7 +109,9 @@ def test_golden_outputs(name):
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"alstm, attentive_pool, conv_alstm, avg_lstm, max_lstm, softmax\. Received: name='lstm'"
+        ValueError,
+        match=r"alstm, attentive_pool, conv3d, conv_alstm, late_fusion, motion_conv_alstm, avg_lstm, max_lstm, "
+        r"softmax, temporal_attention\. Received: name='lstm'",
     ):
         build_model("lstm", 4)
 
@@ -170,7 +177,9 @@ def test_a_further_cell_is_one_more_of_the_same_with_a_state_of_its_own(name, tm
     """Reading U inputs: an LSTM of 4 U (2 U + 1) weights and two MLPs of 513 U, a ConvLSTM of 4 U (9 * 2 U + 1)."""
     model, units = small(name, cells=3), 8
     lstm, conv = 4 * units * (2 * units + 1) + 2 * 513 * units, 4 * units * (9 * 2 * units + 1)
-    more = conv if name == "conv_alstm" else lstm
+    more = conv if "conv" in name else lstm
+    if name == "motion_conv_alstm":  # with states of its own: two 3x3 convolutions of 512 channels
+        more += 2 * units * (9 * 512 + 1)
     assert model.count_params() - small(name).count_params() == 2 * more
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
@@ -206,7 +215,7 @@ def test_a_setting_that_a_model_does_not_have_or_that_is_out_of_range_is_refused
 
 
 def inputs_without(key):
-    return {name: value for name, value in clips().items() if name != key}
+    return {name: value for name, value in clips().items() if name not in (key, "flow")}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +252,8 @@ def test_maps_need_not_be_square_and_keep_their_orientation():
     np.testing.assert_array_equal(np.argwhere(np.array(outputs["attention"][0, 0]) == 1), [[1, 2]])
     for name in MODEL_NAMES:
         model = build_model(name, 4, cube_shape=(2, 3, 5))
-        assert model({"features": features, "mask": np.ones((1, 4), bool)})["attention"].shape == (1, 4, 2, 3)
+        inputs = {"features": features, "mask": np.ones((1, 4), bool), "flow": features}
+        assert model(inputs)["attention"].shape == (1, 4, 2, 3)
 
 
 @pytest.mark.parametrize("path", sorted(OLD.glob("*.keras")), ids=lambda path: path.stem)

@@ -69,7 +69,8 @@ class AttentivePooling(keras.layers.Layer):
         values = ops.relu(ops.einsum("bmd,mdv->bmv", glimpses, self.values) + self.bias)
         vector = ops.reshape(values, (-1, 1, self.queries * self.value_units))
         maps = ops.mean(ops.reshape(weights, (-1, frames, locations, self.queries)), axis=3)
-        maps = maps / ops.maximum(ops.sum(maps, axis=2, keepdims=True), 1e-30)
+        total = ops.sum(maps, axis=2, keepdims=True)
+        maps = maps / ops.where(total > 0, total, 1.0)  # of padded frames all is zero
         return ops.repeat(vector, frames, axis=1), to_maps(maps, mask, features.shape[2:4])
 
 

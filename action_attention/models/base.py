@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras import ops
 
 from action_attention.errors import UserError
@@ -12,6 +11,7 @@ from action_attention.models.inputs import MOTIONS, NORMALIZATIONS, sqrt_l2, wit
 from action_attention.registry import all_settings, find_model
 from action_attention.settings import Settings, setting
 
+FUSIONS = ("none", "early")
 Tensor = Any  # of whatever backend Keras runs on
 
 
@@ -30,11 +30,21 @@ class ModelSettings(Settings):
     channel_dropout: float = setting(
         0.0, "of whole channels of a clip's features", low=0, high=1, search=(0.0, 0.25, 0.5)
     )
+    fusion: str = setting(
+        "none",
+        "of frames and their optical flow: none, or the channels of --flow_features after theirs",
+        choices=FUSIONS,
+    )
 
     @property
     def takes_motion(self) -> bool:
         """Whether motion maps are among the model's inputs."""
         return False
+
+    @property
+    def takes_flow(self) -> bool:
+        """Whether features of optical flow are among the model's inputs."""
+        return self.fusion != "none"
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class ActionModel(keras.Model):
 
     Call arguments:
         inputs: `{"features": (B, T, H, W, D) float, "mask": (B, T) bool}`; the mask is true for real frames, which come
-            first. `{"motion": (B, T, H, W)}`, motion maps as the feature cache has them, where the settings take them.
+            first. Where the settings take them, `"motion": (B, T, H, W)`, motion maps as the feature cache has them,
+            and `"flow": (B, T, H, W, D')`, features of the frames' optical flow.
 
     Returns:
         `{"logits": (B, T, C), "attention": (B, T, H, W)}`, float32; the maps of padded frames are zero.
@@ -94,9 +105,10 @@ class ActionModel(keras.Model):
     def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         """The layer that this model consists of, named "core"; `options` go to every layer with a kernel.
 
-        Called with features `(B, T, H, W, D)`, mask `(B, T)`, `training` and, where the settings take them, motion maps
-        `motion` `(B, T, H, W)`, it returns hidden vectors `(B, T, U)` or
-        maps `(B, T, H, W, U)`, and attention `(B, T, H, W)`.
+        Called with features `(B, T, H, W, D)`, of frames, or of these and their flow, mask `(B, T)`, `training` and,
+        where the settings take them, motion maps `motion` `(B, T, H, W)` and, if `fusion` is not early, features `flow`
+        `(B, T, H, W, D)`, it returns hidden vectors `(B, T, U)` or maps `(B, T, H, W, U)`, and attention
+        `(B, T, H, W)`.
         """
         raise AttributeError(f"{type(self).__name__} defines no core")
 
@@ -105,20 +117,26 @@ class ActionModel(keras.Model):
         return hidden
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.cube_shape = check_inputs(inputs, self.cube_shape, self.settings.takes_motion)
+        self.cube_shape = check_inputs(inputs, self.cube_shape, self.settings)
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
-        features, mask = inputs["features"], inputs["mask"]
-        if self.settings.normalize == "sqrt_l2":
-            features = sqrt_l2(features)
-        if self.settings.motion == "difference":
-            features = with_motion(features)
+        beside = {"motion": inputs["motion"]} if self.settings.takes_motion else {}
+        features = self.prepare(inputs["features"])
+        if self.settings.fusion == "early":
+            features = ops.concatenate([features, self.prepare(inputs["flow"])], axis=-1)
+        elif self.settings.takes_flow:
+            beside["flow"] = self.channel_dropout(self.prepare(inputs["flow"]), training=training)
         features = self.channel_dropout(features, training=training)
-        motion = {"motion": inputs["motion"]} if self.settings.takes_motion else {}
-        hidden, attention = self.core(features, mask, training=training, **motion)
+        hidden, attention = self.core(features, inputs["mask"], training=training, **beside)
         vectors = self.dropout(self.to_vectors(hidden, training), training=training)
         return {"logits": self.classifier(vectors), "attention": attention}
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """A stream's features as the settings `normalize` and `motion` have them."""
+        if self.settings.normalize == "sqrt_l2":
+            features = sqrt_l2(features)
+        return with_motion(features) if self.settings.motion == "difference" else features
 
     def learned(self) -> dict[str, float]:
         """The weights that are single numbers, such as the motion prior's gamma, by name."""
@@ -136,8 +154,8 @@ class ActionModel(keras.Model):
         return super().from_config({**rest, "settings": cls.settings_class(**values)})
 
 
-def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None, takes_motion: bool = False) -> tuple[int, ...]:
-    """The shape of the inputs' cubes, `(H, W, D)`. Raises UserError if they are not what a model takes."""
+def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None, settings: ModelSettings) -> tuple[int, ...]:
+    """The shape of the inputs' cubes, `(H, W, D)`. Raises UserError if they are not what such a model takes."""
     if not isinstance(inputs, dict) or not {"features", "mask"} <= inputs.keys():
         given = ", ".join(inputs) if isinstance(inputs, dict) else type(inputs).__name__
         raise UserError(
@@ -149,20 +167,42 @@ def check_inputs(inputs: Any, cube_shape: tuple[int, ...] | None, takes_motion: 
         raise UserError(f"features must have the shape (B, T, {wanted}). Received: {features}")
     if len(mask) != 2 or any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(mask, features, strict=False)):
         raise UserError(f"the mask must have the features' shape (B, T), {features[:2]}. Received: {mask}")
-    if takes_motion and tuple(inputs.get("motion", np.zeros(0)).shape) != features[:4]:
-        raise UserError(
-            f'this model takes motion maps too: {{"motion": (B, T, H, W)}}, of the features\' shape {features[:4]}. '
-            f"Received: {inputs['motion'].shape if 'motion' in inputs else 'none'}"
-        )
+    for name, takes, what, axes in (
+        ("motion", settings.takes_motion, "motion maps", "B, T, H, W"),
+        ("flow", settings.takes_flow, "features of optical flow", "B, T, H, W, D"),
+    ):
+        there = tuple(inputs[name].shape) if name in inputs else ()
+        if takes and (there[:4] != features[:4] or len(there) != len(axes.split())):
+            raise UserError(
+                f'this model takes {what} too: {{"{name}": ({axes})}}, of the features\' shape {features[:4]}. '
+                f"Received: {there or 'none'}"
+            )
     return features[2:]
 
 
+def example_inputs(
+    settings: ModelSettings,
+    cube_shape: tuple[int, ...],
+    flow_shape: tuple[int, ...] | None = None,
+    make: Any = ops.zeros,
+) -> dict[str, Tensor]:
+    """Inputs of a clip of one frame, of what `make(shape, dtype)` gives: no weight depends on T."""
+    inputs = {"features": make((1, 1, *cube_shape), "float32"), "mask": make((1, 1), "bool")}
+    if settings.takes_motion:
+        inputs["motion"] = make((1, 1, *cube_shape[:2]), "float32")
+    if settings.takes_flow:
+        inputs["flow"] = make((1, 1, *(flow_shape or cube_shape)), "float32")
+    return inputs
+
+
 def build_model(
-    name: str, classes: int, *, cube_shape: tuple[int, int, int] | None = None, **settings: Any
-) -> ActionModel:
+    name: str, classes: int, *, cube_shape: tuple[int, int, int] | None = None,
+    flow_shape: tuple[int, int, int] | None = None, **settings: Any,
+) -> ActionModel:  # fmt: skip
     """A model by its registered name; `settings` are those of its settings class, the rest have its defaults.
 
-    Its variables are made at once if `cube_shape` `(H, W, D)` is given, otherwise when it is first called.
+    Its variables are made at once if `cube_shape` `(H, W, D)` is given, otherwise when it is first called. The cubes of
+    optical flow, where the settings take it, are alike or `flow_shape`.
 
     Raises UserError, a ValueError, for an unknown name or setting, or a value out of range.
 
@@ -178,7 +218,6 @@ def build_model(
         if key not in own:
             raise UserError(f"{name} has no setting {key}; it has {', '.join(own)}. Received: {key}={value!r}")
     model = entry.build(classes, entry.settings(**settings), name=name)
-    if cube_shape:  # no weight depends on T
-        motion = {"motion": ops.zeros((1, 1, *cube_shape[:2]))} if model.settings.takes_motion else {}
-        model({"features": ops.zeros((1, 1, *cube_shape)), "mask": ops.ones((1, 1), "bool"), **motion})
+    if cube_shape:
+        model(example_inputs(model.settings, cube_shape, flow_shape))
     return model

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from action_attention.models.attention import CENTRE_PRIOR, MOTION_PRIOR, LocationScores, make_prior
+from action_attention.models.attention import CENTRE_PRIOR, MOTION_PRIOR, LocationScores, Look, make_prior
 from action_attention.models.base import ActionModel, RecurrentSettings, kernel_options
 from action_attention.models.locations import flatten_locations, neighbourhoods, to_maps
 from action_attention.models.states import ClipStates, ZeroStates
@@ -61,13 +61,16 @@ class AttentionConvLSTM(keras.layers.Layer):
     by L c_t, whose mean is 1: uniform attention passes the cube on as it is, and there is nothing to gain in mere size
     from looking at few locations. The maps returned are c_t.
 
-    Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, H, W, U)`.
+    Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, H, W, U)`; where the settings take it, features
+    of flow `(B, T, H, W, D')`.
     """
+
+    from_clip = ClipStates
 
     def __init__(self, settings: ConvALSTMSettings, options: dict[str, Any], **kwargs: Any):
         super().__init__(name="core", dtype=options["dtype"], **kwargs)
         self.filters, self.rescale = settings.lstm_units, settings.rescale
-        self.attention = LocationScores(self.filters, options, name="attention")
+        self.attention = self.make_attention(settings, options)
         conv = {**options, "recurrent_regularizer": options["kernel_regularizer"], "padding": "same"}
         self.cells = [keras.layers.ConvLSTM2D(self.filters, 3, **conv).cell for _ in range(settings.cells)]
         for n, cell in enumerate(self.cells, 1):
@@ -76,25 +79,36 @@ class AttentionConvLSTM(keras.layers.Layer):
         self.prior = make_prior(settings, options)
         names = [f"initial{n}" for n in range(2 * settings.cells)]
         self.first = (
-            ClipStates(self.filters, names, options, name="first")
+            self.from_clip(self.filters, names, options, name="first")
             if settings.initial == "clip"
             else ZeroStates(self.filters, settings.cells, name="first")
         )
 
-    def build(self, features_shape: tuple, mask_shape: tuple | None = None, motion_shape: tuple | None = None) -> None:
+    def make_attention(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
+        return LocationScores(self.filters, options, name="attention")
+
+    def make_look(self, cube: Any, flow: Any, mask: Any, drop: Callable[[Any], Any], prior: Any) -> Look:
+        return self.attention.over(cube, None, drop, prior)
+
+    def build(
+        self, features_shape: tuple, mask_shape: tuple | None = None, motion_shape: tuple | None = None,
+        flow_shape: tuple | None = None,
+    ) -> None:  # fmt: skip
         if self.prior:
             self.prior.build(features_shape)
         _, _, height, width, channels = features_shape
-        self.attention.build(features_shape)
+        self.attention.build(*(shape for shape in (features_shape, flow_shape) if shape))
         self.first.build(features_shape)
         for n, cell in enumerate(self.cells):
             cell.build((None, height, width, self.filters if n else channels))
 
-    def call(self, features: Any, mask: Any, motion: Any = None, training: bool | None = None) -> tuple[Any, Any]:
+    def call(
+        self, features: Any, mask: Any, motion: Any = None, flow: Any = None, training: bool | None = None
+    ) -> tuple[Any, Any]:
         (frames, height, width), cube = features.shape[1:4], flatten_locations(features)
         drop = partial(self.dropout, training=training)
         states = self.first.start(cube, mask, drop)
-        look = self.attention.over(cube, None, drop, self.prior(features, motion) if self.prior else None)
+        look = self.make_look(cube, flow, mask, drop, self.prior(features, motion) if self.prior else None)
         picked = ops.cast(neighbourhoods(height, width), cube.dtype)
         steps = [conv_lstm(cell, picked) for cell in self.cells]
         hidden, hiddens, attention = states[-1][0], [], []

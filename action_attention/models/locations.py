@@ -18,6 +18,12 @@ def to_maps(weights: Any, mask: Any, size: tuple[int, int]) -> Any:
     return ops.reshape(weights, (-1, weights.shape[1], *size))
 
 
+def uniform_maps(features: Any, mask: Any) -> Any:
+    """The maps of a model without attention: every location of a real frame weighs the same, `(B, T, H, W)`."""
+    cube = flatten_locations(features)
+    return to_maps(ops.full_like(cube[..., 0], 1 / cube.shape[2]), mask, features.shape[2:4])
+
+
 def clip_mean(frames: Any, mask: Any) -> Any:
     """Mean of the real frames of each clip: `(B, T, ...)`, `(B, T)` -> `(B, ...)`."""
     real = ops.cast(mask, frames.dtype)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from action_attention.models.base import ActionModel, ModelSettings
-from action_attention.models.locations import flatten_locations, to_maps
+from action_attention.models.locations import flatten_locations, uniform_maps
 from action_attention.registry import register_model
 
 
@@ -14,9 +14,7 @@ class MeanPooling(keras.layers.Layer):
     """No recurrence: each frame's mean over locations, `(B, T, D)`, and uniform maps."""
 
     def call(self, features: Any, mask: Any, training: bool | None = None) -> tuple[Any, Any]:
-        cube = flatten_locations(features)
-        uniform = ops.full_like(cube[..., 0], 1 / cube.shape[2])
-        return ops.mean(cube, axis=2), to_maps(uniform, mask, features.shape[2:4])
+        return ops.mean(flatten_locations(features), axis=2), uniform_maps(features, mask)
 
 
 @register_model("softmax", ModelSettings)

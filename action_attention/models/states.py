@@ -26,9 +26,13 @@ class ClipStates(keras.layers.Layer):
         for mlp in self.mlps:
             mlp.build((None, features_shape[-1]))
 
+    def see(self, means: Any) -> Any:
+        """What the layers see of the frames' mean."""
+        return means
+
     def start(self, frames: Any, mask: Any, drop: Callable[[Any], Any]) -> list[list]:
         """States `[[h, c], ...]` of the cells, each `(B, U)` or `(B, L, U)`."""
-        means = clip_mean(frames, mask)
+        means = self.see(clip_mean(frames, mask))
         states = [mlp(drop(means)) for mlp in self.mlps]
         return [states[n : n + 2] for n in range(0, len(states), 2)]
 
