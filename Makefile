@@ -22,8 +22,8 @@ VIDEO       ?=
 ARGS        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow faults fuzz lint download audit extract inspect train svm sweep eval table \
-        predict report tensorboard bench constraints clean
+.PHONY: help setup demo test test-slow faults fuzz lint download audit extract inspect train svm sweep eval fuse \
+        table predict report tensorboard bench constraints clean
 
 goals := $(or $(MAKECMDGOALS),help)
 hash := \#
@@ -176,6 +176,9 @@ svm: setup  ## the control without a network, a linear SVM: FEATURES, SPLITS, SP
 eval: setup  ## evaluate a run on its test videos: RUN_DIR (or MODEL, SPLIT), FEATURES, VIDEOS, ANNOTATIONS, ARGS
 	$(python) -m experiments.eval --run_dir=$(call arg,RUN_DIR) $(call optional,--features,FEATURES) \
 	    $(call optional,--videos,VIDEOS) $(call optional,--annotations,ANNOTATIONS) $(ARGS)
+
+fuse: setup  ## average what evaluated runs say: RUN_DIR="A B", OUTPUT, ARGS="--weights=0.4,0.6"
+	$(python) -m experiments.fuse $(run_dirs) --output=$(call quoted,$(OUTPUT)) $(ARGS)
 
 table: setup  ## one table of evaluated runs: RUN_DIR="A B" (or MODEL, SPLIT), OUTPUT, ARGS="--results=FILE"
 	@$(python) -m experiments.table $(run_dirs) $(call optional,--output,OUTPUT) $(ARGS)

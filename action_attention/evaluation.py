@@ -90,9 +90,9 @@ def evaluate(
     model, config, names = run.model(), run.config, run.split.get(subset)
     takes = {"motion": config.settings.takes_motion, "flow": config.settings.takes_flow}
     check_flow(config.settings, cache)
-    for each, made in ((cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])):
+    for each, settings in ((cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])):
         there = with_stream(each.settings)
-        for key, value in with_stream(made).items():
+        for key, value in with_stream(settings).items():
             if key != "weights" and there.get(key) != value:
                 raise UserError(
                     f"{each.folder} has {key}={there.get(key)}, but {run_dir} was trained with {key}={value}; "

@@ -3,7 +3,7 @@
 import math
 import random
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -44,7 +44,9 @@ def weight_shapes(
         random.setstate(state)
 
 
-def check_memory(config: Config, weights: Shapes, cube_shapes: Shapes, clips: int, *, trained: bool) -> None:
+def check_memory(
+    config: Config, weights: Shapes, cube_shapes: Sequence[tuple[int, ...]], clips: int, *, trained: bool
+) -> None:
     """Raises UserError if there is less memory than a model, and a batch of at most so many clips, take at least.
 
     Weights are float32, held once, or `TRAINED` times. Each frame of a batch has its cubes, `BATCHES` times in float16

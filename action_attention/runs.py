@@ -48,14 +48,14 @@ MADE_BY = {"schema_version?": int, "git?": str, "versions?": {str: str}}
 FEATURES: dict[str, Any] = {
     "settings": {"weights": str, "fps": float, "backbone": str, "precision": str}, "cube_shape?": [int, int, int]
 }  # fmt: skip
-ABOUT = {
+ABOUT: dict[str, Any] = {
     "config": {"model": str},
     "classes": [str],
     "cache": {
         "folder": str, "fingerprint?": str, "files?": {str: str},
         **FEATURES, "flow?": FEATURES,
     },
-    "best?": {"epoch": (int, None)},
+    "best?": {"epoch": (int, None)}, "of_frames?": bool,
     **{name: (str, int, None) for name in ("dataset?", "split?", "validation?")},
 }  # fmt: skip
 FINISHED = {"epochs": (int, None), "seconds": float, "git": str, "versions": {str: str}}
@@ -169,7 +169,7 @@ class Run:
     @property
     def of_frames(self) -> bool:
         """Whether its model says something of each frame; an SVM decides on whole videos."""
-        return self.about.get("best", {"epoch": 0})["epoch"] is not None
+        return self.about.get("of_frames", self.about.get("best", {"epoch": 0})["epoch"] is not None)
 
     @property
     def classes(self) -> list[str]:
@@ -191,6 +191,11 @@ class Run:
 
         Raises UserError if no module registered the model, or a setting cannot be.
         """
+        if self.model_name == "fuse":
+            raise UserError(
+                f"{self.folder} fuses other runs ({self.about['config'].get('runs')}) and has no model of "
+                "its own; give one of those runs"
+            )
         if self.model_name not in model_names():
             raise UserError(
                 f"{self.folder} is a run of {self.model_name}, which is not among the models here "

@@ -18,6 +18,7 @@ PROGRAMS = {
     "sweep": ("experiments.sweep", "search hyper-parameters on validation videos"),
     "svm": ("experiments.svm", "the control without a network"),
     "eval": ("experiments.eval", "evaluate a run"),
+    "fuse": ("experiments.fuse", "average what several runs say of the same videos"),
     "table": ("experiments.table", "one table of evaluated runs"),
     "report": ("experiments.report", "one page with playing overlays"),
     "predict": ("experiments.predict", "what a video shows and where the model looks"),

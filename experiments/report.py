@@ -281,7 +281,7 @@ def _settings(runs: list[EvaluatedRun]) -> list:
             **shown,
             "validation": result["validation"],
             "vote of this evaluation": result["vote"],
-            "epochs": f"{result['epochs']}, kept: {result['best_epoch'] + 1}",
+            "epochs": "none" if result["epochs"] is None else f"{result['epochs']}, kept: {result['best_epoch'] + 1}",
             "training": f"{result['seconds']:.0f} s",
             "features": ", ".join(settings[key] for key in ("backbone", "weights", "precision")),
             "frames per second": f"{run.fps:g}",

@@ -157,7 +157,7 @@ class ConvALSTM(ActionModel):
             options = kernel_options(self.settings, self.dtype_policy)
             self.head = keras.layers.Conv2D(CONV_HEAD_FILTERS, 3, activation="relu", name="head", **options)
 
-    def make_core(self, settings: ConvALSTMSettings, options: dict[str, Any]) -> keras.layers.Layer:
+    def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         return AttentionConvLSTM(settings, options)
 
     def to_vectors(self, hidden: Any, training: bool | None) -> Any:

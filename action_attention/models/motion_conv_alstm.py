@@ -104,5 +104,5 @@ class MotionAttentionConvLSTM(AttentionConvLSTM):
 class MotionConvALSTM(ConvALSTM):
     """VideoLSTM's layer. The priors, `rescale` and the heads before the classifier are ours."""
 
-    def make_core(self, settings: MotionConvALSTMSettings, options: dict[str, Any]) -> keras.layers.Layer:
+    def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         return MotionAttentionConvLSTM(settings, options)
