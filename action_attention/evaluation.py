@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import log_softmax
 
+from action_attention.boxes import TUNING_VIDEOS, localize_boxes
 from action_attention.clips import Clips, check_flow
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, with_stream, write_json
@@ -90,9 +92,9 @@ def evaluate(
     model, config, names = run.model(), run.config, run.split.get(subset)
     takes = {"motion": config.settings.takes_motion, "flow": config.settings.takes_flow}
     check_flow(config.settings, cache)
-    for each, settings in ((cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])):
+    for each, made in ((cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])):
         there = with_stream(each.settings)
-        for key, value in with_stream(settings).items():
+        for key, value in with_stream(made).items():
             if key != "weights" and there.get(key) != value:
                 raise UserError(
                     f"{each.folder} has {key}={there.get(key)}, but {run_dir} was trained with {key}={value}; "
@@ -102,8 +104,8 @@ def evaluate(
         raise UserError(f"{run_dir} has no {subset} videos")
     training = config.training
     clips = Clips(cache, names, run.classes, training.clip_length, training.clip_stride, in_memory=False, **takes)
-    made_with, there = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
-    if made_with and there and made_with != there:
+    made_with, now = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
+    if made_with and now and made_with != now:
         raise UserError(
             f"{cache.folder} holds other files by the names of the {subset} videos than {run_dir} was made with; give "
             "--features the cache that it was trained on, or one of the same files"
@@ -123,8 +125,13 @@ def evaluate(
         "entropy": float(np.mean([relative_entropy(prediction.attention).mean() for prediction in predictions])),
     }
     if read_actor:
-        read_motion = cache.read_motion if cache.has_motion else None
+        read_motion, read_actor = cache.read_motion if cache.has_motion else None, lru_cache(None)(read_actor)
         metrics["localization"] = localize(predictions, run.classes, read_actor, read_motion)
+        tuning = run.split["train"][:: -(-len(run.split["train"]) // TUNING_VIDEOS)]
+        clips = Clips(cache, tuning, run.classes, training.clip_length, training.clip_stride, in_memory=False, **takes)
+        with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
+            of_training = predict_videos(model, clips, training.batch_size)
+        metrics["localization"]["boxes"] = localize_boxes(predictions, of_training, read_actor, read_motion)
     write_evaluation(run.evaluation(subset), metrics, predictions, run.classes, read_frames, heatmap)
     return metrics
 

@@ -22,10 +22,13 @@ class Actor:
 
     Both `(n, rows, columns)`: `cells` is the share of each cell's area that the actor covers, `centres` whether the
     cell's centre lies on the actor (a share if the mask gives shares). A `grid` is the number of rows and columns.
+    `boxes` `(n, 4)` are the tight boxes around the actor, x0, y0, x1, y1 in shares of the frame, or None if they are
+    not known.
     """
 
     cells: np.ndarray
     centres: np.ndarray
+    boxes: np.ndarray | None = None
 
     @classmethod
     def from_masks(cls, masks: np.ndarray, grid: tuple[int, int]) -> "Actor":
@@ -33,7 +36,11 @@ class Actor:
         axes = list(zip(grid, masks.shape[1:], strict=True))
         rows, columns = (_overlap(np.arange(size), np.arange(1, size + 1), cells, size) for cells, size in axes)
         at_rows, at_columns = (_centres(*axis).astype(int) for axis in axes)
-        return cls(rows.T @ masks @ columns, masks[:, at_rows[:, None], at_columns].astype(float))
+        sides = [
+            _tight(np.asarray(masks.any(axis=axis))) / masks.shape[3 - axis] for axis in (1, 2)
+        ]  # of columns, of rows
+        boxes = np.stack([side[:, end] for end in (0, 1) for side in sides], axis=1)
+        return cls(rows.T @ masks @ columns, masks[:, at_rows[:, None], at_columns].astype(float), boxes)
 
     @classmethod
     def from_boxes(cls, boxes: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> "Actor":
@@ -43,7 +50,9 @@ class Actor:
         y, x = _centres(grid[0], height), _centres(grid[1], width)
         in_rows = (top[:, None] <= y) & (y < bottom[:, None])
         in_columns = (left[:, None] <= x) & (x < right[:, None])
-        return cls(rows[:, :, None] * columns[:, None], (in_rows[:, :, None] & in_columns[:, None]).astype(float))
+        shares = np.clip(boxes / np.array([width, height, width, height]), 0, 1)
+        in_cells = (in_rows[:, :, None] & in_columns[:, None]).astype(float)
+        return cls(rows[:, :, None] * columns[:, None], in_cells, shares)
 
 
 def locate(attention: np.ndarray, actor: Actor) -> np.ndarray:
@@ -119,7 +128,7 @@ def localize(
     scored, known, without, frames = [], [], [], 0
     for prediction in predictions:
         actor = read_actor(prediction.name)
-        shown = actor.cells.any(axis=(1, 2)) if actor else np.array(False)
+        shown = np.asarray(actor.cells.any(axis=(1, 2)) if actor else False)
         if actor is None or not shown.any():
             without.append(prediction.name)
             continue
@@ -169,6 +178,12 @@ def _summarize(scores: np.ndarray, names: list[str]) -> dict:
         for name, control in zip(names[1:], controls, strict=True)
     }
     return {**_means(scores, names), "attention_ci95": mean_interval95(attention), **above}
+
+
+def _tight(seen: np.ndarray) -> np.ndarray:
+    """First and one after the last of what is true in each row of `(n, size)`, `(n, 2)`; zeros where nothing is."""
+    ends = np.stack([seen.argmax(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1)], axis=1)
+    return ends * np.any(seen, axis=1, keepdims=True)
 
 
 def _centres(cells: int, size: int) -> np.ndarray:

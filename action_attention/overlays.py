@@ -38,6 +38,7 @@ def draw_overlays(
     width: int | None = None,
     only: Iterable[int] | None = None,
     heatmap: str = "absolute",
+    boxes: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames of a video with what the model says of them.
 
@@ -55,6 +56,7 @@ def draw_overlays(
         width: of the drawn frames, pixels; None for the frame's own, but at least MIN_WIDTH.
         only: numbers of the frames to draw, ascending; None for all.
         heatmap: one of `heatmaps.HEATMAPS`.
+        boxes: one for each sampled frame, `(n, 4)` of x0, y0, x1, y1 in shares of its width and height, to be drawn.
 
     Yields RGB frames, uint8, of even height and width and the source's aspect ratio. Reads one frame at a time.
 
@@ -75,7 +77,10 @@ def draw_overlays(
         below = _vote_bar(picture.shape[1], shares, leader, order, prediction.label, classes)
         close = bool(relative_entropy(attention[None])[0] > CLOSE_TO_UNIFORM)
         legend = _legend(picture.shape[1], heatmap, close)
-        yield np.concatenate([above, overlay(picture, attention, heatmap), below, legend])
+        seen = overlay(picture, attention, heatmap)
+        if boxes is not None:
+            seen = _with_box(seen, boxes[number])
+        yield np.concatenate([above, seen, below, legend])
 
 
 def gallery(
@@ -167,6 +172,16 @@ def _resize(frame: np.ndarray, width: int) -> np.ndarray:
     if size == (frame.shape[1], frame.shape[0]):
         return frame
     return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+
+
+def _with_box(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A white frame with a dark edge, so that it is seen on any ground."""
+    height, width = picture.shape[:2]
+    corners = np.rint(box * (width, height, width, height)).astype(int) - (0, 0, 1, 1)
+    drawn, thin = np.ascontiguousarray(picture), max(1, width // 240)
+    for colour, thickness in (((0, 0, 0), 3 * thin), ((255, 255, 255), thin)):
+        cv2.rectangle(drawn, corners[:2].tolist(), corners[2:].tolist(), colour, thickness)
+    return drawn
 
 
 def _header(width: int, probabilities: np.ndarray, label: int | None, classes: list[str]) -> np.ndarray:

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.calibration import LIMITS
 from action_attention.clips import class_names
 from action_attention.errors import UserError, remedy
@@ -55,7 +56,7 @@ ABOUT: dict[str, Any] = {
         "folder": str, "fingerprint?": str, "files?": {str: str},
         **FEATURES, "flow?": FEATURES,
     },
-    "best?": {"epoch": (int, None)}, "of_frames?": bool,
+    "best?": {"epoch": (int, None)}, "of_frames?": bool, "box_tau?": float,
     **{name: (str, int, None) for name in ("dataset?", "split?", "validation?")},
 }  # fmt: skip
 FINISHED = {"epochs": (int, None), "seconds": float, "git": str, "versions": {str: str}}
@@ -66,6 +67,15 @@ _AIM = {
     **{f"{control}?": float for control in CONTROLS[2:]},  # which versions before 0.3 did not measure
     **{f"above_{control}_ci95?": ([float, float], None) for control in CONTROLS},
 }  # fmt: skip
+_OF_BOXES = {
+    **dict.fromkeys(("attention", "whole_frame", "centred_box", "training_box", "oracle"), float),
+    "motion?": float, "motion_centre?": float, "above_training_box_ci95?": ([float, float], None),
+}  # fmt: skip
+BOXES = {
+    "videos": int, "training_videos": int, "tau": {"attention": float}, "tube_iou": _OF_BOXES,
+    **{f"corloc_{least:g}": _OF_BOXES for least in CORLOC},
+    **{f"video_map_{least:g}": _OF_BOXES for least in VIDEO_MAP},
+}  # fmt: skip
 METRICS = {
     **{name: (str, int, None) for name in ("dataset", "split", "validation")},
     "subset": str, "model": str, "seed": int, "weights": str, "videos": int, "vote": set(VOTES),
@@ -73,7 +83,7 @@ METRICS = {
     "per_class": {str: {"accuracy": float, "videos": int}}, "confusion": [[int]], "entropy?": float,
     "localization?": {
         "videos": int, "frames": int, "frames_without_annotation": int, "without_annotation": [str],
-        "pointing": _AIM, "mass": _AIM,
+        "pointing": _AIM, "mass": _AIM, "boxes?": (BOXES, None),
     },
 }  # fmt: skip
 _FIGURES = {"confidence": float, "accuracy": float, "ece": float}
@@ -283,6 +293,16 @@ class Run:
             return read_json(path, METRICS | dict.fromkeys(OF_FRAMES, float if self.of_frames else (float, None)))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); make it again with {remedy}") from error
+
+    @property
+    def box_tau(self) -> float | None:
+        """The tau of `boxes.action_boxes` that `evaluate` chose for its attention; None if it saw no annotations."""
+        if self.pretrained:
+            return self.about.get("box_tau")
+        if not (self.evaluation("test") / "metrics.json").is_file():
+            return None
+        boxes = self.metrics().get("localization", {}).get("boxes")
+        return boxes["tau"]["attention"] if boxes else None
 
     def predictions(self, subset: str = "test") -> list[VideoPrediction]:
         """What `evaluate` predicted, read back from `predictions.csv` and `frames.npz`, in their order; float32.

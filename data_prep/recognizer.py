@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from action_attention.boxes import action_boxes
 from action_attention.calibration import calibrated
 from action_attention.clips import Clips
 from action_attention.errors import UserError
@@ -38,6 +39,10 @@ from data_prep.videos import VideoReader, resize, sampled
 GIF_WIDTH = 360  # pixels; a GIF takes ten times the bytes of an MP4
 BATCH = 32
 CAMERA = "is a camera; predict takes a video file: record one with it first"
+NO_BOXES = (
+    "this model gives no boxes: their threshold is chosen by `make eval`, given annotations of where the actor is in "
+    "training videos"
+)
 CARTOONS = "this model was trained on drawn cartoons (the sample dataset); what it says of real video means nothing"
 
 
@@ -54,6 +59,7 @@ class Result:
         sha256: of the file; empty for frames.
         times: of the frames that were read last, in seconds.
         calibration: `Run.calibration()`.
+        box_tau: `Run.box_tau`.
     """
 
     prediction: VideoPrediction
@@ -64,6 +70,13 @@ class Result:
     sha256: str = ""
     times: list[float] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    box_tau: float | None = None
+
+    @property
+    def boxes(self) -> np.ndarray | None:
+        """Where the action is in each sampled frame, cut out of the attention: `(frames, 4)`, x0, y0, x1, y1 in shares
+        of its width and height; None for a run that was not evaluated with annotations, which its threshold is from."""
+        return None if self.box_tau is None else action_boxes(self.attention, self.box_tau)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -113,15 +126,24 @@ class Result:
         return replace(self, prediction=replace(self.prediction, label=known))
 
     def overlay(
-        self, path: str | Path, progress: Callable[[Iterable], Iterable] = iter, heatmap: str = "absolute"
+        self,
+        path: str | Path,
+        progress: Callable[[Iterable], Iterable] = iter,
+        heatmap: str = "absolute",
+        *,
+        boxes: bool = False,
     ) -> Path:
         """Draws what the model says and where it looks over the frames, into an `.mp4` or `.gif`.
 
-        `heatmap` is one of `heatmaps.HEATMAPS`. Raises UserError for another.
+        `heatmap` is one of `heatmaps.HEATMAPS`; `boxes` draws `boxes` too. Raises UserError for another heatmap, or if
+        there are no boxes.
         """
+        if boxes and self.box_tau is None:
+            raise UserError(NO_BOXES)
         path = Path(path)
         width = GIF_WIDTH if path.suffix == ".gif" else None
-        drawn = draw_overlays(self._frames(), self.prediction, self.classes, self.vote, width=width, heatmap=heatmap)
+        shown: dict[str, Any] = {"width": width, "heatmap": heatmap, "boxes": self.boxes if boxes else None}
+        drawn = draw_overlays(self._frames(), self.prediction, self.classes, self.vote, **shown)
         write_video(path, progress(drawn), self.fps)
         return path
 
@@ -144,7 +166,8 @@ class Recognizer:
     """
 
     def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
-        self.run, self.config, self.calibration, self.model = run, run.config, run.calibration(), run.model()
+        self.run, self.config, self.model = run, run.config, run.model()
+        self._of_run: dict[str, Any] = {"calibration": run.calibration(), "box_tau": run.box_tau}
         self.fps = run.features["fps"]
         self.networks: dict[str, Backbone] = {}  # by stream
         for made in (run.features, *([run.flow_features] if run.flow_features else [])):
@@ -218,7 +241,7 @@ class Recognizer:
             return ((reader.info.sample_time, frame) for frame in reader)
 
         sha256 = about.file_sha256
-        return Result(prediction, self.classes, vote, about.sampled_fps, read, sha256, calibration=self.calibration)
+        return Result(prediction, self.classes, vote, about.sampled_fps, read, sha256, **self._of_run)
 
     def _predict_frames(self, frames: np.ndarray, fps: float | None, vote: str) -> Result:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -240,7 +263,7 @@ class Recognizer:
         def read() -> Iterator[tuple[float, np.ndarray]]:
             return ((number / fps, frames[number]) for number in kept)
 
-        return Result(prediction, self.classes, vote, rate, read, calibration=self.calibration)
+        return Result(prediction, self.classes, vote, rate, read, **self._of_run)
 
     def _predict(self, features: FeatureCache | ArrayFeatures, name: str) -> VideoPrediction:
         training = self.config.training

@@ -51,7 +51,7 @@ def main() -> None:
     result = table.read_result(run_dir, args.subset)
     print(table.markdown([result]))
     if found := metrics.get("localization"):
-        print(f"\n{table.localization([result])}")
+        print("\n" + "\n\n".join(filter(None, [table.localization([result]), table.boxes([result])])))
         if found["frames_without_annotation"]:
             print(
                 f"\n{found['frames_without_annotation']} of {found['frames'] + found['frames_without_annotation']} "

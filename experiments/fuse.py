@@ -71,7 +71,7 @@ def choose_weights(of_runs: list[list[VideoPrediction]], vote: str) -> list[floa
             fused = fuse(of_runs, weights)
             right = np.mean([rank_classes(each.probabilities, vote)[0] == each.label for each in fused])
             tried[tuple(weights)] = (float(right), -float(np.mean([each.loss for each in fused])))
-    return list(max(tried, key=lambda weights: tried[weights]))
+    return list(max(tried.items(), key=lambda item: item[1])[0])
 
 
 def parse_weights(text: str, runs: list[Run], vote: str) -> list[float]:

@@ -49,6 +49,8 @@ def package(run: Run, folder: Path, *, data: str, licence: str, limits: str) -> 
     np.savez(weights, **arrays)
     about, cache = {key: run.about[key] for key in KEPT if key in run.about}, run.about["cache"]
     about["cache"] = _without_folder(cache) | {"cube_shape": list(model.cube_shape or ())}
+    if run.box_tau is not None:
+        about["box_tau"] = run.box_tau
     if "flow" in cache:
         about["cache"]["flow"] = _without_folder(cache["flow"])
     packaged = Run(folder)

@@ -19,7 +19,7 @@ from action_attention.heatmaps import CLOSE_TO_UNIFORM, HEATMAPS, relative_entro
 from action_attention.runs import Run, pretrained_folder, pretrained_names
 from action_attention.settings import VOTES
 from data_prep import program
-from data_prep.recognizer import CARTOONS, Recognizer, Result, check_video, of_cartoons
+from data_prep.recognizer import CARTOONS, NO_BOXES, Recognizer, Result, check_video, of_cartoons
 
 GIF_SECONDS = 10
 
@@ -34,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("label", None, "the video's true class, if known: overlays then show what is right")
     flags.DEFINE_enum("vote", None, VOTES, "the video's class from its frames [as trained]")
     flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
+    flags.DEFINE_bool("boxes", False, "draw where the action is as a box, cut out of the attention")
     flags.DEFINE_bool("gif", None, f"write a GIF too [where the video is not longer than {GIF_SECONDS} s]")
     flags.DEFINE_bool("json", True, "write each frame's time, class, confidence and attention as JSON")
     flags.DEFINE_string("weights", None, "weights file of the backbone, for a run whose features were made with one")
@@ -53,6 +54,8 @@ def main() -> None:
     if of_cartoons(run):
         print(f"WARNING: {CARTOONS}", file=sys.stderr)
     output.mkdir(parents=True, exist_ok=True)
+    if args.boxes and run.box_tau is None:
+        raise UserError(f"--boxes: {NO_BOXES}")
     print(f"features of {path} ...", file=sys.stderr)
     result = Recognizer(run, args.weights).predict(path, vote=args.vote, scratch=output).labelled(args.label)
     frames, seconds = len(result.probabilities), len(result.probabilities) / result.fps
@@ -64,7 +67,8 @@ def main() -> None:
     written = []
     for suffix in (".mp4", ".gif")[: 1 + (seconds <= GIF_SECONDS if args.gif is None else args.gif)]:
         bar = partial(tqdm, desc=f"drawing {suffix}", total=frames, unit="frame", disable=None, dynamic_ncols=True)
-        written.append(result.overlay(output / f"{path.stem}_prediction{suffix}", bar, args.heatmap))
+        overlay = output / f"{path.stem}_prediction{suffix}"
+        written.append(result.overlay(overlay, bar, args.heatmap, boxes=args.boxes))
     about = {
         "video": str(path.absolute()), "video_sha256": result.sha256, "run_dir": str(run.folder.absolute()),
         "model": run.config.model, "label": args.label, "vote": result.vote, "fps": result.fps, "top5": result.top5,
@@ -119,12 +123,14 @@ def _write_frames(path: Path, about: dict, result: Result) -> None:
     """`about` and `frames`, one line a frame, as JSON; the text of a long video is never in memory as a whole."""
     with written_whole(path) as part, part.open("w") as file:
         file.write(json.dumps(about, indent=2).removesuffix("\n}") + ',\n  "frames": [')
-        each = zip(result.times, result.probabilities, result.attention, strict=True)
+        boxes = [None] * len(result.times) if result.boxes is None else result.boxes.round(6).tolist()
+        each = zip(result.times, result.probabilities, result.attention, boxes, strict=True)
         bar = tqdm(each, "writing .json", len(result.times), unit="frame", disable=None, dynamic_ncols=True)
-        for number, (time, probabilities, attention) in enumerate(bar):
+        for number, (time, probabilities, attention, box) in enumerate(bar):
             frame = {
                 "time": round(time, 3), "class": result.classes[probabilities.argmax()],
                 "confidence": round(float(probabilities.max()), 6), "attention": attention.round(6).tolist(),
+                **({"box": box} if box else {}),
             }  # fmt: skip
             file.write((",\n    " if number else "\n    ") + json.dumps(frame))
         file.write("\n  ]\n}\n")

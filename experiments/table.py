@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.errors import UserError
 from action_attention.metrics import mean_interval95
 from action_attention.registry import defaults
@@ -25,6 +26,11 @@ MEASURES = ("pointing", "mass")
 SHARED_CONTROLS = {
     "uniform": "uniform attention", "centre": "centre of the frame", "motion": "motion alone",
     "motion_centre": "motion x centred Gaussian",
+}  # fmt: skip
+BOXES = {
+    "motion": "motion alone", "motion_centre": "motion x centred Gaussian", "whole_frame": "whole frame",
+    "centred_box": "centred box of the median training size", "training_box": "median training box",
+    "oracle": "best box of whole cells",
 }  # fmt: skip
 # settings that a row does not name beside its model
 UNNAMED = ("epochs", "min_steps", "patience", "clip_length", "vote")
@@ -111,6 +117,34 @@ def localization(results: list[dict]) -> str:
             rows.append([where, f"control: {title}", "-", pointing, "-", "-", mass, "-", "-"])
         lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) if results else ""
+
+
+def boxes(results: list[dict]) -> str:
+    """A Markdown table of how well boxes cut out of the attention fit the actor; empty if no result says so."""
+    head = ["boxes of the action", "model or baseline", "seeds", "tube IoU", *(f"CorLoc {least:g}" for least in CORLOC)]
+    head += ["CorLoc 0.5 above the training box, points", *(f"video-mAP {least:g}" for least in VIDEO_MAP)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    columns = [*(f"corloc_{least:g}" for least in CORLOC), *(f"video_map_{least:g}" for least in VIDEO_MAP)]
+    baselines: dict[str, list[str]] = {}
+    for runs in _rows([result for result in results if result.get("localization", {}).get("boxes")]):
+        where, model, seeds = _about(runs)
+        found = [run["localization"]["boxes"] for run in runs]
+        for name in ("attention", *(name for name in BOXES if all(name in each["tube_iou"] for each in found))):
+            iou = np.mean([each["tube_iou"][name] for each in found])
+            shown = [f"{iou:.3f}", *(f"{np.mean([each[column][name] for each in found]):.1%}" for column in columns)]
+            row = [where, model, seeds, *shown]
+            interval = found[0]["corloc_0.5"]["above_training_box_ci95"] if len(found) == 1 else mean_interval95(
+                np.array([each["corloc_0.5"]["attention"] - each["corloc_0.5"]["training_box"] for each in found])
+            )  # fmt: skip
+            above = "{:+.1f} to {:+.1f}".format(*(100 * each for each in interval)) if interval else "-"
+            row.insert(4 + len(CORLOC), above if name == "attention" else "-")
+            if name == "attention":
+                lines.append(f"| {' | '.join(row)} |")
+            elif where not in baselines.get(name, []):
+                row[1:3] = [f"baseline: {BOXES[name]}", "-"]
+                baselines.setdefault(name, []).extend([where, f"| {' | '.join(row[: -len(VIDEO_MAP)])} | - | - |"])
+    rows = [row for of_baseline in baselines.values() for row in of_baseline[1::2]]
+    return "\n".join(lines + rows) if len(lines) > 2 else ""
 
 
 def _controls(runs: list[dict]) -> dict[str, list[str]]:
@@ -274,7 +308,7 @@ def main() -> None:
     if args.output:
         lines = ",\n".join(map(json.dumps, results))  # a line for each run
         Path(args.output).write_text(f"[\n{lines}\n]\n")
-    tables = [markdown(results), over_splits(results), localization(results)]
+    tables = [markdown(results), over_splits(results), localization(results), boxes(results)]
     if args.differences:
         tables.append(differences(results))
     print("\n\n".join(filter(None, tables)))
