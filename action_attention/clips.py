@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from action_attention.errors import UserError
 from action_attention.features import ArrayFeatures, FeatureCache
+from action_attention.localization import permute
 from action_attention.loss import PADDING
 
 FLOW_MISSING = (
@@ -120,6 +121,18 @@ class Clips:
 
         pairs = zip(streams, turned, strict=True)
         self._readers = [(reader(stream), reader(other) if other else None) for stream, other in pairs]
+
+    def shuffle_flow(self, flow: FeatureCache) -> None:
+        """Gives each video the flow of another one, stretched to its length. Raises UserError if there is no other."""
+        if not (others := permute(self.labels)):
+            raise UserError("the flow of a single video cannot be shuffled; give more videos")
+
+        def read(clip: Clip) -> np.ndarray:
+            other = flow.read(others[clip.video])
+            frames = np.arange(clip.start, clip.start + clip.frames)
+            return other[frames * len(other) // self.video_frames[clip.video]]
+
+        self._readers[1] = (read, None)
 
     def __len__(self) -> int:
         return len(self.clips)

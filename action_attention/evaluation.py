@@ -67,6 +67,7 @@ def evaluate(
     read_frames: ReadFrames | None = None,
     read_actor: Callable[[str], Actor | None] | None = None,
     heatmap: str = "absolute",
+    shuffle_flow: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a run's best model and writes `eval/<subset>/` into the run directory.
 
@@ -80,6 +81,8 @@ def evaluate(
         read_actor: name of a video -> the `localization.Actor` in its sampled frames, or None where it is not
             annotated; used for the metrics under `localization`.
         heatmap: one of `heatmaps.HEATMAPS`, for `attention.png`.
+        shuffle_flow: a control: each video gets the optical flow of another one, frame floor(k n' / n) of its n' frames
+            for frame k of n, by `localization.permute`; the folder is `eval/<subset>_shuffled_flow/` then.
 
     Returns:
         the content of `metrics.json`.
@@ -110,13 +113,18 @@ def evaluate(
             f"{cache.folder} holds other files by the names of the {subset} videos than {run_dir} was made with; give "
             "--features the cache that it was trained on, or one of the same files"
         )
+    folder = run.evaluation(f"{subset}_shuffled_flow" if shuffle_flow else subset)
+    if shuffle_flow:
+        if not cache.flow:
+            raise UserError(f"{run_dir} takes no optical flow that could be shuffled")
+        clips.shuffle_flow(cache.flow)
     weights = [tuple(weight.shape) for weight in model.weights]
     check_memory(config, weights, cache.cube_shapes, len(clips), trained=False)
     with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
         predictions = predict_videos(model, clips, training.batch_size)
     metrics = {
         **{key: run.about.get(key) for key in ("dataset", "split", "validation")},
-        "subset": subset,
+        "subset": folder.name,
         "model": config.model,
         "seed": training.seed,
         "weights": run.features["weights"],
@@ -132,7 +140,7 @@ def evaluate(
         with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
             of_training = predict_videos(model, clips, training.batch_size)
         metrics["localization"]["boxes"] = localize_boxes(predictions, of_training, read_actor, read_motion)
-    write_evaluation(run.evaluation(subset), metrics, predictions, run.classes, read_frames, heatmap)
+    write_evaluation(folder, metrics, predictions, run.classes, read_frames, heatmap)
     return metrics
 
 

@@ -4,7 +4,7 @@ The attention's rows and columns divide a frame into equal cells. Frames without
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,17 +84,17 @@ def motion_controls(motion: np.ndarray) -> dict[str, np.ndarray]:
     return {name: each / each.sum(axis=(1, 2), keepdims=True) for name, each in maps.items()}
 
 
-def permute(predictions: list[VideoPrediction]) -> dict[str, VideoPrediction]:
-    """Another video for each, by name: none its own, each given once, and of another class where that can be.
+def permute(labels: Mapping[str, int | None]) -> dict[str, str]:
+    """Another video for each, names to classes: none its own, each given once, and of another class where that can be.
 
     It depends on the videos only: sorted by class and name, each gets the one that stands as many places further as the
     largest class has videos, beginning again at the end. Empty for a single video, which has no other.
     """
-    ordered = sorted(predictions, key=lambda prediction: (prediction.label, prediction.name))
-    largest = max(Counter(prediction.label for prediction in ordered).values(), default=0)
+    ordered = sorted(labels, key=lambda name: (labels[name] or 0, name))
+    largest = max(Counter(labels.values()).values(), default=0)
     step = largest if largest < len(ordered) else 1
     others = ordered[step:] + ordered[:step]
-    return {own.name: other for own, other in zip(ordered, others, strict=True) if own is not other}
+    return {own: other for own, other in zip(ordered, others, strict=True) if own != other}
 
 
 def localize(
@@ -124,7 +124,8 @@ def localize(
     Raises:
         UserError: no actor is annotated in any of the videos.
     """
-    others = permute(predictions)
+    of_name = {prediction.name: prediction for prediction in predictions}
+    others = permute({name: prediction.label for name, prediction in of_name.items()})
     scored, known, without, frames = [], [], [], 0
     for prediction in predictions:
         actor = read_actor(prediction.name)
@@ -139,7 +140,8 @@ def localize(
         maps = {"attention": prediction.attention, "uniform": uniform, "centre": centre}
         if read_motion and (motion := read_motion(prediction.name)) is not None:
             maps |= motion_controls(motion)
-        if other := others.get(prediction.name):
+        if name := others.get(prediction.name):
+            other = of_name[name]
             maps["permuted"] = other.attention[np.arange(count) * len(other.attention) // count]
         scored.append({name: locate(each[shown], actor).mean(axis=0) for name, each in maps.items()})
         known.append(prediction.label)

@@ -29,6 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "annotations", None, "file of where the actor is [boxes.json beside the videos, if it is there]"
     )
+    flags.DEFINE_bool("shuffle_flow", False, "a control: each video gets the optical flow of another one")
     flags.DEFINE_enum("vote", None, VOTES, "a video's class from its frames [as trained]")
     flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
 
@@ -45,10 +46,11 @@ def main() -> None:
         print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
     read_actor = actor_reader(annotations, videos, cache) if annotations else None
-    metrics = evaluate(run_dir, cache, args.subset, args.vote, read_frames, read_actor, args.heatmap)
-    output = Run(run_dir).evaluation(args.subset)
+    asked = args.subset, args.vote, read_frames, read_actor, args.heatmap, args.shuffle_flow
+    metrics, subset = evaluate(run_dir, cache, *asked), args.subset + "_shuffled_flow" * args.shuffle_flow
+    output = Run(run_dir).evaluation(subset)
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
-    result = table.read_result(run_dir, args.subset)
+    result = table.read_result(run_dir, subset)
     print(table.markdown([result]))
     if found := metrics.get("localization"):
         print("\n" + "\n\n".join(filter(None, [table.localization([result]), table.boxes([result])])))

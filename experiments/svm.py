@@ -16,6 +16,7 @@ from sklearn.preprocessing import normalize as unit_norm
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
+from action_attention.calibration import fit_temperature
 from action_attention.clips import class_names
 from action_attention.errors import UserError
 from action_attention.evaluation import write_evaluation
@@ -90,16 +91,24 @@ def choose_penalty(vectors: dict[str, np.ndarray], folds: list[tuple[list[str], 
 
 
 def predict(
-    svm: LinearSVC, vectors: dict[str, np.ndarray], videos: list[str], classes: list[str]
+    svm: LinearSVC, vectors: dict[str, np.ndarray], videos: list[str], classes: list[str], temperature: float = 1.0
 ) -> list[VideoPrediction]:
-    """Each video as a single frame that looks nowhere; its "probabilities" are the softmax of the decision values."""
+    """Each video as a single frame that looks nowhere; its probabilities are softmax(decision values / temperature)."""
     scores = svm.decision_function([vectors[name] for name in videos])
     scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # two classes share one value
-    labels, shares = [classes.index(name.split("/")[0]) for name in videos], softmax(scores, axis=1)
+    labels, shares = [classes.index(name.split("/")[0]) for name in videos], softmax(scores / temperature, axis=1)
     return [
         VideoPrediction(name, label, row[None], np.zeros((1, 1, 1)), [row[None]], 0.0)
         for name, label, row in zip(videos, labels, shares, strict=True)
     ]
+
+
+def choose_temperature(
+    vectors: dict[str, np.ndarray], folds: list[tuple[list[str], list[str]]], classes: list[str], penalty: float
+) -> float:
+    """The temperature at which the folds' validation videos are likeliest: how sure its decisions may be taken for."""
+    of_folds = [predict(fit(vectors, kept, penalty), vectors, held_out, classes) for kept, held_out in folds]
+    return fit_temperature([prediction for of_fold in of_folds for prediction in of_fold])
 
 
 def define_flags() -> None:
@@ -113,6 +122,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ, or how frames change")
     flags.DEFINE_float(
         "C", None, "of the SVM [what is best on validation videos, three folds by recording]", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "temperature", None, "that decision values are divided by, for probabilities [as C; 1 if C is given]", 1e-3
     )
 
 
@@ -137,21 +149,23 @@ def main() -> None:
     basis, _ = np.linalg.qr(np.stack([vectors[name] for name in split["train"]]).T)
     vectors = {name: vector @ basis for name, vector in vectors.items()}
     penalty, accuracy = (args.C, None) if args.C else choose_penalty(vectors, folds)
+    temperature = args.temperature or (1.0 if args.C else choose_temperature(vectors, folds, classes, penalty))
     svm = fit(vectors, split["train"], penalty)
     pooled = {key: getattr(args, key) for key in ("normalize", "pooling", "motion")}
     config = {"model": "svm", "seed": 0, **pooled, "flow": bool(cache.flow), "C": penalty}
+    config |= {"temperature": round(temperature, 4)} if temperature != 1 else {}
     options.write_flags(run_dir, {})
     best = {"epoch": None, "val_video_top1": accuracy}  # no epoch: it decides on whole videos
     run = Run(run_dir, {**describe(config, cache, split), **about, "best": best, "epochs": None}, split)
     run.about["seconds"] = time.monotonic() - started
     run.write()
     about = {key: about[key] for key in ("dataset", "split", "validation")}
-    predictions = predict(svm, vectors, split["test"], classes)
+    predictions = predict(svm, vectors, split["test"], classes, temperature)
     about |= {"subset": "test", "model": "svm", "seed": 0, "weights": cache.settings["weights"]}
     about |= summarize(predictions, classes, "mean") | dict.fromkeys(OF_FRAMES)
     write_evaluation(run.evaluation("test"), about, predictions, classes)
     chosen = "as given" if args.C else f"{accuracy:.1%} on validation videos"
-    print(f"{run_dir}: C {penalty:g}, {chosen}\n")
+    print(f"{run_dir}: C {penalty:g}, {chosen}; temperature {temperature:.3g}\n")
     print(table.markdown([table.read_result(run_dir)]))
 
 

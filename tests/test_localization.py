@@ -275,24 +275,20 @@ def test_permuted_maps_are_the_other_videos_by_place_in_it():
 
 @pytest.mark.parametrize("counts", [(1, 1), (3, 2, 4), (5, 5), (1, 4, 1, 2), (4, 1), (6,), (2, 2, 2)])
 def test_every_video_gets_another_of_another_class_where_that_can_be(counts):
-    predictions = [
-        VideoPrediction(f"{'dcba'[label]}/{number}", label, None, UNIFORM)
-        for label, count in enumerate(counts)
-        for number in range(count)
-    ]
-    others = permute(predictions)
-    assert others.keys() == {prediction.name for prediction in predictions}
-    assert {other.name for other in others.values()} == others.keys()  # each is given once
-    assert all(name != other.name for name, other in others.items())
-    rng = np.random.default_rng(0)
+    labels = {f"{'dcba'[label]}/{number}": label for label, count in enumerate(counts) for number in range(count)}
+    others = permute(labels)
+    assert others.keys() == labels.keys()
+    assert set(others.values()) == labels.keys()  # each is given once
+    assert all(name != other for name, other in others.items())
+    rng, names = np.random.default_rng(0), list(labels)
     for _ in range(5):
-        assert permute([predictions[index] for index in rng.permutation(len(predictions))]) == others
-    alike = sum(name[0] == other.name[0] for name, other in others.items())
+        assert permute({names[index]: labels[names[index]] for index in rng.permutation(len(names))}) == others
+    alike = sum(name[0] == other[0] for name, other in others.items())
     assert alike == max(0, 2 * max(counts) - sum(counts))  # what of the largest class the others cannot take
 
 
 def test_a_single_video_has_no_other():
-    assert permute([VideoPrediction("a/1", 0, None, UNIFORM)]) == permute([]) == {}
+    assert permute({"a/1": 0}) == permute({}) == {}
     found = localize([VideoPrediction("a/1", 0, None, UNIFORM)], ["a"], lambda _: one_box(0, 0, 10, 10))
     assert "permuted" not in found["pointing"]
     assert "above_permuted_ci95" not in found["mass"]

@@ -326,8 +326,9 @@ def predicted(installed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "signal", SimpleNamespace(signal=lambda *_: None, SIGTERM=signal.SIGTERM))
 
     def call(output=None, **given):
-        flags = {"run_dir": None, "pretrained": None, "label": None, "vote": None, "heatmap": "absolute", "gif": False,
-                 "json": True, "weights": None, "video": str(tmp_path / "clip.avi"), "output": output}  # fmt: skip
+        nothing = dict.fromkeys(("run_dir", "pretrained", "label", "vote", "weights"))
+        flags = {"heatmap": "absolute", "gif": False, "json": True, "boxes": False, **nothing}
+        flags |= {"video": str(tmp_path / "clip.avi"), "output": output}
         monkeypatch.setattr(predict.flags, "FLAGS", SimpleNamespace(**{**flags, **given}))
         predict.main()
         said = capsys.readouterr()

@@ -176,3 +176,31 @@ def test_features_in_memory_have_flow_too(pair):
     model = build_model("avg_lstm", 3, lstm_units=4, fusion="early")
     model.compile("adam", loss=losses())
     assert np.isfinite(model.fit(clips.batches(8), shuffle=False, verbose=0).history["loss"]).all()
+
+
+def test_shuffled_flow_is_that_of_another_class_stretched_to_the_videos_length(pair, split, tmp_path):
+    names = sorted(pair.videos)
+    clips = Clips(pair, names, class_names(names), 5, flow=True)
+    plain, shuffled = clips.load(np.arange(len(clips))), Clips(pair, names, class_names(names), 5, flow=True)
+    shuffled.shuffle_flow(pair.flow)
+    features, mask, labels, flow = shuffled.load(np.arange(len(clips)))
+    for before, after in zip(plain[:3], (features, mask, labels), strict=True):
+        np.testing.assert_array_equal(before, after)
+    given = {}
+    for row, clip in enumerate(clips.clips):
+        frames, count = np.arange(clip.start, clip.start + clip.frames), pair.videos[clip.video].frames
+        (given[clip.video],) = {
+            other for other in names
+            if np.array_equal(flow[row][mask[row]], pair.flow.read(other)[frames * pair.videos[other].frames // count])
+        }  # fmt: skip
+    assert sorted(given.values()) == names
+    assert all(own.split("/")[0] != other.split("/")[0] for own, other in given.items())
+    train(config("softmax", fusion="early", epochs=1), pair, split, tmp_path / "run", about=ABOUT)
+    metrics = [evaluate(tmp_path / "run", pair, shuffle_flow=shuffle) for shuffle in (False, True)]
+    assert [each["subset"] for each in metrics] == ["test", "test_shuffled_flow"]
+    assert metrics[0]["cross_entropy"] != metrics[1]["cross_entropy"]
+    assert Run.open(tmp_path / "run").metrics("test")["cross_entropy"] == metrics[0]["cross_entropy"]
+    train(config("softmax", epochs=1), rgb := FeatureCache(pair.folder), split, tmp_path / "rgb", about=ABOUT)
+    with pytest.raises(UserError, match="rgb takes no optical flow that could be shuffled"):
+        evaluate(tmp_path / "rgb", rgb, shuffle_flow=True)
+    rgb.close()

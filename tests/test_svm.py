@@ -11,7 +11,7 @@ from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
 from action_attention.runs import Run
 from experiments import table
-from experiments.svm import choose_penalty, fit, pool, predict
+from experiments.svm import choose_penalty, choose_temperature, fit, pool, pool_video, predict
 
 
 def test_a_video_is_the_root_of_its_mean_and_of_its_mean_change_each_of_norm_1():
@@ -22,6 +22,33 @@ def test_a_video_is_the_root_of_its_mean_and_of_its_mean_change_each_of_norm_1()
     np.testing.assert_allclose(pooled[512:], np.sqrt(change / change.sum()), rtol=1e-3)
     np.testing.assert_allclose(pool(cubes, "l2", "none"), mean / np.linalg.norm(mean), rtol=1e-3)
     assert not pool(cubes[:1], "l2", "difference")[512:].any()  # a single frame does not change
+
+
+def test_further_poolings_are_those_of_motion_and_of_p_cnn():
+    random = np.random.default_rng(0)
+    cubes, moved = random.normal(0, 1, (6, 2, 3, 4)).astype(np.float16), random.exponential(1, (6, 2, 3))
+    x, frames = cubes.astype(np.float64), cubes.astype(np.float64).mean((1, 2))
+    weighted = np.einsum("thw,thwd->d", moved + 0.05 * moved.mean(), x)
+    change = frames[2:] - frames[:-2]
+    for given, parts in (
+        (("none", "mean_motion", moved), [frames.mean(0), weighted]),
+        (("none", "maxmin"), [frames.max(0), frames.min(0)]),
+        (("signed", "maxmin"), [frames.max(0), frames.min(0), change.max(0), change.min(0)]),
+        (("signed", "mean"), [frames.mean(0), change.max(0), change.min(0)]),
+    ):
+        rooted = [np.sign(part) * np.sqrt(np.abs(part)) for part in parts]
+        expected = np.concatenate([part / np.linalg.norm(part) for part in rooted])
+        np.testing.assert_allclose(pool(cubes, "sqrt_l2", *given), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(pool(cubes[:2], "l2", "signed")[4:], 0)  # too short to change within two frames
+    still = pool(cubes, "l2", "none", "mean_motion", np.zeros((6, 2, 3)))
+    np.testing.assert_allclose(still[:4], still[4:])  # where nothing moves, both means are one
+
+
+def test_two_streams_are_one_vector_after_the_other(cache):
+    name, alone = min(cache.videos), {"normalize": "sqrt_l2", "motion": "none", "pooling": "mean_motion"}
+    plain = pool_video(cache, name, **alone)
+    cache.flow = cache  # stands in for it
+    np.testing.assert_array_equal(pool_video(cache, name, **alone), np.tile(plain, 2))
 
 
 def test_the_penalty_is_the_smallest_of_those_that_are_best_on_the_videos_held_out():
@@ -41,6 +68,21 @@ def test_a_decision_is_the_svms_own(classes):
     predictions = predict(svm, vectors, names, classes)
     decided = [classes[prediction.probabilities[0].argmax()] for prediction in predictions]
     assert decided == list(svm.predict(list(vectors.values())))
+
+
+def test_probabilities_are_as_sure_as_they_are_right_on_the_videos_held_out():
+    """Two classes that overlap: after the temperature the mean confidence is the accuracy, before it was far off."""
+    random, classes = np.random.default_rng(0), ["leap", "nod"]
+    names = [f"{name}/{number}" for name in classes for number in range(200)]
+    vectors = {name: 0.05 * random.normal(classes.index(name.split("/")[0]), 0.7, 3) for name in names}
+    folds = [(names[half::2], names[1 - half :: 2]) for half in (0, 1)]
+    temperature = choose_temperature(vectors, folds, classes, 1.0)
+    svm = fit(vectors, names[::2], 1.0)
+    plain, calibrated = (predict(svm, vectors, names[1::2], classes, t) for t in (1.0, temperature))
+    accuracy = np.mean([each.probabilities[0].argmax() == each.label for each in plain])
+    off = [abs(np.mean([each.probabilities.max() for each in of]) - accuracy) for of in (plain, calibrated)]
+    assert off[1] < 0.04
+    assert off[0] > 0.2
 
 
 def test_a_run_of_it_stands_in_a_table_and_is_refused_where_frames_are_needed(cache_folder, cache, tmp_path):
