@@ -12,6 +12,7 @@ from absl import flags
 
 from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.errors import UserError
+from action_attention.features import with_stream
 from action_attention.metrics import mean_interval95
 from action_attention.registry import defaults
 from action_attention.runs import METRICS, OF_FRAMES, Run
@@ -50,6 +51,8 @@ def read_result(run_dir: Path, subset: str = "test") -> dict:
     metrics = run.metrics(subset)
     metrics.get("localization", {}).pop("per_class", None)
     config = {key: value for key, value in run.about["config"].items() if key not in ("seed", "model")}
+    if (stream := with_stream(run.features)["stream"]) != "rgb":
+        config["stream"] = stream
     about = {key: run.about[key] for key in ("epochs", "seconds", "git", "versions")}
     return {**metrics, "config": config, "best_epoch": run.about["best"]["epoch"], **about}
 

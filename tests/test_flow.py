@@ -19,6 +19,7 @@ from data_prep.extract import add_motion, extract
 from data_prep.flow import LONGER_SIDE, MotionMaps, against_camera, flow_picture, network_pictures
 from data_prep.recognizer import Recognizer
 from data_prep.videos import read_frames, resize
+from experiments import table
 from tests.test_training import ABOUT, config, make_run
 
 HEIGHT, WIDTH = 240, 320
@@ -302,3 +303,10 @@ def test_a_run_of_flow_sees_the_flow_of_a_file_and_of_frames(flow_folder, videos
         for result in (recognizer.predict(path), recognizer.predict(frames, fps=30.0)):
             np.testing.assert_allclose(result.probabilities, evaluated.probabilities, atol=1e-6)
     flow.close()
+
+
+def test_a_table_keeps_runs_of_flow_apart(flow_folder, cache_folder, split, tmp_path):
+    for name, folder in (("flow", flow_folder), ("rgb", cache_folder)):
+        make_run(tmp_path / name, folder, split, config("softmax", epochs=1))
+    rows = table.markdown([table.read_result(tmp_path / name) for name in ("flow", "rgb")]).splitlines()[2:]
+    assert [" | softmax, learning_rate=0.001, stream=flow | 1 | " in row for row in rows] == [True, False]
