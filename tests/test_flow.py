@@ -309,4 +309,4 @@ def test_a_table_keeps_runs_of_flow_apart(flow_folder, cache_folder, split, tmp_
     for name, folder in (("flow", flow_folder), ("rgb", cache_folder)):
         make_run(tmp_path / name, folder, split, config("softmax", epochs=1))
     rows = table.markdown([table.read_result(tmp_path / name) for name in ("flow", "rgb")]).splitlines()[2:]
-    assert [" | softmax, learning_rate=0.001, stream=flow | 1 | " in row for row in rows] == [True, False]
+    assert [", stream=flow | 1 | " in row for row in rows if row.startswith("| ")] == [True, False]
