@@ -20,6 +20,7 @@ from absl import flags
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from action_attention.boxes import action_boxes
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
 from action_attention.files import written_whole
@@ -98,8 +99,13 @@ def find_videos(videos: str | None, run: EvaluatedRun) -> Path | None:
     return Path(cache.source)
 
 
-def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path], heatmap: str = "absolute") -> dict:
-    """Writes each run's overlay of one video; says its `fps` and `aspect`, or in `note` why there is none."""
+def draw_video(
+    path: Path, runs: list[EvaluatedRun], name: str, files: list[Path], heatmap: str = "absolute", boxes: bool = False
+) -> dict:
+    """Writes each run's overlay of one video; says its `fps` and `aspect`, or in `note` why there is none.
+
+    `boxes` draws the boxes of runs that have a threshold for them (`Run.box_tau`).
+    """
     if not path.is_file():
         return {"note": f"{path} is gone"}
     evaluated = len(runs[0].predictions[name].probabilities)
@@ -107,8 +113,9 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
         for run, file in zip(runs, files, strict=True):
             reader = VideoReader(path, run.fps, size=None)
             fps = min(run.fps, reader.info.fps or run.fps)  # a slower file keeps all its frames, and its own speed
-            said = run.predictions[name], run.run.classes, run.result["vote"]
-            drawn = draw_overlays(reader, *said, width=WIDTH, heatmap=heatmap)
+            said, tau = (run.predictions[name], run.run.classes, run.result["vote"]), run.run.box_tau
+            found = action_boxes(said[0].attention, tau) if boxes and tau is not None else None
+            drawn = draw_overlays(reader, *said, width=WIDTH, heatmap=heatmap, boxes=found)
             first = next(drawn)
             write_video(file, chain([first], drawn), fps)
     except UnusableVideoError as error:
@@ -121,7 +128,7 @@ def draw_video(path: Path, runs: list[EvaluatedRun], name: str, files: list[Path
 
 
 def draw_videos(
-    root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, int], output: Path, heatmap: str
+    root: Path | None, runs: list[EvaluatedRun], wanted: dict[str, int], output: Path, heatmap: str, boxes: bool
 ) -> dict[str, dict]:
     """Draws the wanted videos (name -> number); returns name -> what `draw_video` says."""
     if root is None:
@@ -132,7 +139,7 @@ def draw_videos(
 
     def draw(name: str) -> dict:
         files = [overlay_path(output, number, wanted[name]) for number, _ in enumerate(runs)]
-        return draw_video(root / name, runs, name, files, heatmap)
+        return draw_video(root / name, runs, name, files, heatmap, boxes)
 
     # Decoding, drawing and encoding release the interpreter's lock. With threads of their own, the heatmaps' small
     # matrix products would take more than twice the processor time.
@@ -151,7 +158,12 @@ def overlay_path(output: Path, run: int, video: int) -> Path:
 
 
 def make_report(
-    runs: list[EvaluatedRun], videos: Path | None, output: Path, limit: int, heatmap: str = "absolute"
+    runs: list[EvaluatedRun],
+    videos: Path | None,
+    output: Path,
+    limit: int,
+    heatmap: str = "absolute",
+    boxes: bool = False,
 ) -> dict[str, dict]:
     """Writes the report; returns name -> what was drawn of each video.
 
@@ -165,7 +177,7 @@ def make_report(
     galleries = [run.galleries(limit) for run in runs]
     shown = {name for of_run in galleries for gallery in of_run for name in gallery}
     wanted = {name: number for number, name in enumerate(names) if name in shown}
-    drawn = draw_videos(videos, runs, wanted, output, heatmap)
+    drawn = draw_videos(videos, runs, wanted, output, heatmap, boxes)
     page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     with written_whole(output / "index.html") as part:
         data = _embedded(_page_data(runs, names, galleries, drawn))
@@ -250,6 +262,11 @@ def _figures(runs: list[EvaluatedRun]) -> list:
                 f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
             )
             shown |= {f"{name}: {title}": _control(found, key) for key, title in CONTROLS.items()}
+        if boxes := result.get("localization", {}).get("boxes"):
+            shown["Tube IoU of boxes"] = f"{boxes['tube_iou']['attention']:.3f}"
+            shown["Tube IoU of boxes: median training box"] = f"{boxes['tube_iou']['training_box']:.3f}"
+            shown["CorLoc 0.5"] = f"{boxes['corloc_0.5']['attention']:.1%}"
+            shown["CorLoc 0.5: median training box"] = _control(boxes["corloc_0.5"], "training_box")
         columns.append(shown)
     return _rows(columns)
 
@@ -304,13 +321,15 @@ def define_flags() -> None:
     flags.DEFINE_string("videos", None, "folder of the videos [where they were extracted]")
     flags.DEFINE_integer("videos_per_gallery", 0, "most confident ones of each run; 0: all", lower_bound=0)
     flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
+    flags.DEFINE_bool("boxes", False, "draw where the action is as a box, of runs evaluated with annotations")
 
 
 def main() -> None:
     args = flags.FLAGS
     runs = read_runs([Path(folder) for folder in args.run_dir], args.subset)
     output = Path(args.output)
-    drawn = make_report(runs, find_videos(args.videos, runs[0]), output, args.videos_per_gallery, args.heatmap)
+    asked = output, args.videos_per_gallery, args.heatmap, args.boxes
+    drawn = make_report(runs, find_videos(args.videos, runs[0]), *asked)
     without = sum("note" in said for said in drawn.values())
     if without:
         print(f"WARNING: {without} of {len(drawn)} videos could not be drawn; the page says why", file=sys.stderr)

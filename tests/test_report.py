@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from action_attention import evaluation
+from action_attention.boxes import action_boxes
 from action_attention.errors import UserError
 from action_attention.metrics import VideoPrediction, summarize
 from experiments import report, table
@@ -207,6 +208,39 @@ def test_the_page_has_every_control_of_pointing_and_mass(run_dirs, tmp_path):
     ]
 
 
+def test_boxes_stand_in_the_numbers_and_are_drawn_where_they_are_asked_for(run_dirs, source, tmp_path, monkeypatch):
+    """Of a run whose evaluation chose a threshold; the other one is drawn without."""
+    known, drawn, draw_overlays = tmp_path / "known", {}, report.draw_overlays
+    shutil.copytree(run_dirs[0], known)
+    names = ("attention", "whole_frame", "centred_box", "training_box", "oracle")
+    figures = dict.fromkeys(names, 0.25) | {"attention": 0.5, "above_training_box_ci95": [0.125, 0.375]}
+    boxes = {"videos": 4, "training_videos": 3, "tau": {"attention": 0.3}, "tube_iou": figures}
+    boxes |= dict.fromkeys(("corloc_0.2", "corloc_0.3", "corloc_0.5", "video_map_0.2", "video_map_0.5"), figures)
+    path = known / "eval" / "test" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    aim = {"attention": 0.5, "attention_ci95": None, "uniform": 0.1, "centre": 0.2}
+    counts = {"videos": 4, "frames": 9, "frames_without_annotation": 1, "without_annotation": []}
+    metrics["localization"] = {**counts, "pointing": aim, "mass": aim, "per_class": {}, "boxes": boxes}
+    path.write_text(json.dumps(metrics))
+
+    def draw(frames, prediction, *arguments, boxes, **settings):
+        drawn.setdefault(prediction.name, []).append(boxes)
+        return draw_overlays(frames, prediction, *arguments, boxes=boxes, **settings)
+
+    monkeypatch.setattr(report, "draw_overlays", draw)
+    runs = report.read_runs([known, run_dirs[1]], "test")
+    report.make_report(runs, source, tmp_path / "page", 1)
+    assert all(found is None for of_video in drawn.values() for found in of_video)
+    drawn.clear()
+    report.make_report(runs, source, tmp_path / "page", 1, boxes=True)
+    for name, (first, second) in drawn.items():
+        np.testing.assert_array_equal(first, action_boxes(runs[0].predictions[name].attention, 0.3))
+        assert second is None
+    rows = dict(data_of(tmp_path / "page")["figures"])
+    assert rows["Tube IoU of boxes"] == ["0.500", "-"]
+    assert rows["CorLoc 0.5: median training box"] == ["25.0% (attention: +12.5 to +37.5)", "-"]
+
+
 @in_browser
 def test_names_are_text_never_code(open_page, output, run_dirs):
     page = open_page(output)
@@ -357,7 +391,7 @@ def test_many_videos_make_the_page_no_larger(open_page, tmp_path, monkeypatch):
 def test_galleries_can_be_limited_to_the_most_confident(run_dirs, source, tmp_path, monkeypatch):
     drawn = []
 
-    def draw(path, runs, name, files, heatmap):
+    def draw(path, runs, name, files, heatmap, boxes):
         drawn.append(name)
         return {"fps": 15.0, "aspect": 1.0}
 
