@@ -1,6 +1,7 @@
 """Flow, and where something moves against the camera: known motions of drawn textures, maps and pictures in caches."""
 
 import json
+import tracemalloc
 
 import cv2
 import h5py
@@ -249,6 +250,25 @@ def test_each_frame_is_shown_as_its_flow_to_the_next_the_last_as_the_one_before(
     assert (alone == 128).all()
     assert flow_pictures([]) == []
     assert (np.array(flow_pictures([frame[:8, :8] for frame in frames])) == 128).all()
+
+
+def test_flow_of_a_long_4k_video_takes_the_memory_of_a_few_frames():
+    """Thirty frames of 25 MB, each given away before the next is made."""
+
+    def frames():
+        for number in range(30):
+            frame = np.zeros((2160, 3840, 3), np.uint8)
+            frame[:, 40 * number : 40 * number + 400] = 200
+            yield frame
+
+    maps = MotionMaps((7, 7))
+    tracemalloc.start()
+    shapes = {picture.shape for picture in network_pictures(frames(), "flow", maps)}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shapes == {(180, 320, 3)}
+    assert len(maps.all()) == 30
+    assert peak < 4 * 2160 * 3840 * 3
 
 
 @pytest.fixture(scope="module")
