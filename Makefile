@@ -177,8 +177,8 @@ eval: setup  ## evaluate a run on its test videos: RUN_DIR (or MODEL, SPLIT), FE
 	$(python) -m experiments.eval --run_dir=$(call arg,RUN_DIR) $(call optional,--features,FEATURES) \
 	    $(call optional,--videos,VIDEOS) $(call optional,--annotations,ANNOTATIONS) $(ARGS)
 
-fuse: setup  ## average what evaluated runs say: RUN_DIR="A B", OUTPUT, ARGS="--weights=0.4,0.6"
-	$(python) -m experiments.fuse $(run_dirs) --output=$(call quoted,$(OUTPUT)) $(ARGS)
+fuse: setup  ## average what evaluated runs say: RUN_DIR="A B", OUTPUT (runs/fused), ARGS="--weights=0.4,0.6"
+	$(python) -m experiments.fuse $(run_dirs) --output=$(call quoted,$(or $(OUTPUT),runs/fused)) $(ARGS)
 
 table: setup  ## one table of evaluated runs: RUN_DIR="A B" (or MODEL, SPLIT), OUTPUT, ARGS="--results=FILE"
 	@$(python) -m experiments.table $(run_dirs) $(call optional,--output,OUTPUT) $(ARGS)

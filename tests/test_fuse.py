@@ -62,7 +62,7 @@ def test_weights_need_not_sum_to_one():
 def runs(tmp_path_factory, cache_folder, split):
     folder = tmp_path_factory.mktemp("runs")
     for name, seed in (("one", 1), ("two", 2)):
-        make_run(folder / name, cache_folder, split, config(seed=seed))
+        make_run(folder / name, cache_folder, split, config("softmax", seed=seed))
     lists = folder / "splits.csv"
     rows = [f"{name},{subset}" for subset in ("train", "test") for name in split[subset]]
     rows += [f"{name},train" for name in split["validation"]]
@@ -84,12 +84,12 @@ def test_a_fusion_is_a_run_that_tables_and_reports_show(runs, cache, tmp_path):
     metrics = fused.metrics()
     right = [ours.probabilities.mean(0).argmax() == ours.label for ours in fused.predictions()]
     assert metrics["video_top1"] == pytest.approx(np.mean(right))
-    assert f"| fuse, runs=alstm + svm + alstm, weights=0.5 0.25 0.25 | 1 | {np.mean(right):.1%} | " in said
+    assert f"| fuse, runs=softmax + svm + softmax, weights=0.5 0.25 0.25 | 1 | {np.mean(right):.1%} | " in said
     (shown,) = read_runs([tmp_path / "fused"], "test")
     assert shown.history == []
     page = succeeds("experiments.report", "--run_dir", tmp_path / "fused", "--output", tmp_path / "page")
     assert "index.html" in page
-    with pytest.raises(UserError, match=r"fuses other runs \(alstm .* alstm\) and has no model of its own; give"):
+    with pytest.raises(UserError, match=r"fuses other runs \(softmax .* softmax\) and has no model of its own; give"):
         evaluate(tmp_path / "fused", cache)
     done = run("experiments.fuse", *folders, "--output", tmp_path / "fused")
     assert (done.returncode, "already holds a run; give another --output" in done.stderr) == (1, True)

@@ -342,10 +342,16 @@ def test_the_memory_of_a_batch_has_a_closed_form(monkeypatch):
     for_batch = 100 * 10 * (7 * 7 * 512 * 16 + 4 * 4)
     for_weights = 5 * 4 * (512 * 4 + 4)
     monkeypatch.setattr(memory, "free_memory", lambda: for_batch + for_weights)
-    check_memory(asked, weights, (7, 7, 512), 100, trained=True)
+    check_memory(asked, weights, [(7, 7, 512)], 100, trained=True)
     monkeypatch.setattr(memory, "free_memory", lambda: for_batch + for_weights - 1)
     with pytest.raises(UserError, match=r"^softmax with clip_length=10, batch_size=65536 .* 0\.4 GB for a batch of 10"):
-        check_memory(asked, weights, (7, 7, 512), 100, trained=True)
+        check_memory(asked, weights, [(7, 7, 512)], 100, trained=True)
+    both, flow = [(7, 7, 512), (7, 7, 16)], 100 * 10 * 7 * 7 * 16 * 16
+    monkeypatch.setattr(memory, "free_memory", lambda: for_batch + for_weights + flow - 1)
+    with pytest.raises(UserError, match=r"cubes \(7, 7, 512\) and \(7, 7, 16\)"):
+        check_memory(asked, weights, both, 100, trained=True)
+    monkeypatch.setattr(memory, "free_memory", lambda: for_batch + for_weights + flow)
+    check_memory(asked, weights, both, 100, trained=True)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")])

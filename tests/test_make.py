@@ -23,6 +23,7 @@ FLAGS = {
     "sweep": {"FEATURES": "features", "SPLITS": "splits", "SPLIT": "split", "MODEL": "model", "OUTPUT": "output"},
     "svm": {"FEATURES": "features", "SPLITS": "splits", "SPLIT": "split", "RUN_DIR": "run_dir"},
     "eval": {"RUN_DIR": "run_dir", "FEATURES": "features", "VIDEOS": "videos", "ANNOTATIONS": "annotations"},
+    "fuse": {"RUN_DIR": "run_dir", "OUTPUT": "output"},
     "table": {"RUN_DIR": "run_dir", "OUTPUT": "output"},
     "report": {"RUN_DIR": "run_dir", "REPORT": "output", "VIDEOS": "videos"},
     "predict": {"RUN_DIR": "run_dir", "VIDEO": "video", "OUTPUT": "output"},

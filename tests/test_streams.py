@@ -98,23 +98,28 @@ def test_early_fusion_is_a_model_of_both_streams_channels_each_normalised_by_its
 
 @pytest.mark.parametrize(
     ("model", "settings"),
-    [("alstm", {"fusion": "early"}), ("motion_conv_alstm", {}), ("softmax", {"fusion": "early", "mirror": True})],
+    [
+        ("motion_conv_alstm", {"clip_length": 3, "lstm_units": 2, "epochs": 1}),
+        ("softmax", {"fusion": "early", "mirror": True, "epochs": 3}),
+    ],
 )
 def test_a_run_of_two_streams_is_trained_resumed_evaluated_and_asked(
     model, settings, pair, flow_folder, videos, network, split, tmp_path
 ):
-    units = {} if model == "softmax" else {"lstm_units": 8}
-    whole = config(model, epochs=3, **units, **settings)
+    whole = config(model, **settings)
     train(whole, pair, split, tmp_path / "whole", about=ABOUT)
-    train(config(model, epochs=2, **units, **settings), pair, split, tmp_path / "parts", about=ABOUT)
-    train(whole, pair, split, tmp_path / "parts", about=ABOUT, resume=True)
-    runs = [Run.open(tmp_path / name) for name in ("whole", "parts")]
-    for one, other in zip(*(run.model().get_weights() for run in runs), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert runs[0].about["cache"]["flow"]["folder"] == str(flow_folder)
+    run = Run.open(tmp_path / "whole")
+    assert run.about["cache"]["flow"]["folder"] == str(flow_folder)
+    if model == "softmax":
+        train(config(model, **{**settings, "epochs": 2}), pair, split, tmp_path / "parts", about=ABOUT)
+        train(whole, pair, split, tmp_path / "parts", about=ABOUT, resume=True)
+        for one, other in zip(
+            run.model().get_weights(), Run.open(tmp_path / "parts").model().get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
     evaluate(tmp_path / "whole", pair)
-    evaluated = runs[0].predictions()[0]
-    recognizer, frames = Recognizer(runs[0], network=network), read_frames(videos / evaluated.name, 1000.0)
+    evaluated = run.predictions()[0]
+    recognizer, frames = Recognizer(run, network=network), read_frames(videos / evaluated.name, 1000.0)
     for result in (recognizer.predict(videos / evaluated.name), recognizer.predict(frames, fps=30.0)):
         np.testing.assert_allclose(result.probabilities, evaluated.probabilities, atol=1e-5)
         np.testing.assert_allclose(result.attention, evaluated.attention, atol=1e-5)
