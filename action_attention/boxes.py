@@ -34,9 +34,9 @@ def action_boxes(maps: np.ndarray, tau: float) -> np.ndarray:
 
 
 def _box(large: np.ndarray, tau: float) -> list[int]:
-    peak = np.unravel_index(large.argmax(), large.shape)
-    _, parts, stats, _ = cv2.connectedComponentsWithStats((large >= tau * large[peak]).astype(np.uint8))
-    left, top, width, height, _ = stats[parts[peak]]
+    row, column = divmod(int(large.argmax()), SIDE)
+    kept = (large >= tau * large[row, column]).astype(np.uint8)
+    *_, (left, top, width, height) = cv2.floodFill(kept, None, (column, row), 2, flags=8)  # 8-connected
     return [left, top, left + width, top + height]
 
 
