@@ -77,6 +77,17 @@ class _Video:
         return float(box_iou(boxes[self.shown] if boxes.ndim > 1 else boxes, self.truth).mean())
 
 
+def _fixed_boxes(tuned: list[_Video]) -> dict[str, np.ndarray]:
+    """The boxes that look at nothing, alike in all frames."""
+    of_training = np.concatenate([each.truth for each in tuned])
+    half = np.median(of_training[:, 2:] - of_training[:, :2], axis=0) / 2
+    return {
+        "whole_frame": np.array([0.0, 0, 1, 1]),
+        "centred_box": np.concatenate([0.5 - half, 0.5 + half]),
+        "training_box": np.median(of_training, axis=0),
+    }
+
+
 def localize_boxes(
     predictions: list[VideoPrediction],
     training: list[VideoPrediction],
@@ -117,13 +128,9 @@ def localize_boxes(
         name: max(TAUS, key=lambda tau: np.mean([each.iou(action_boxes(each.maps[name], tau)) for each in tuned]))
         for name in names
     }
-    of_training = np.concatenate([each.truth for each in tuned])
-    half = np.median(of_training[:, 2:] - of_training[:, :2], axis=0) / 2
     grid = judged[0].prediction.attention.shape[1:]
     ious = {name: [each.iou(action_boxes(each.maps[name], taus[name])) for each in judged] for name in names}
-    ious["whole_frame"] = [each.iou(np.array([0.0, 0, 1, 1])) for each in judged]
-    ious["centred_box"] = [each.iou(np.concatenate([0.5 - half, 0.5 + half])) for each in judged]
-    ious["training_box"] = [each.iou(np.median(of_training, axis=0)) for each in judged]
+    ious |= {name: [each.iou(box) for each in judged] for name, box in _fixed_boxes(tuned).items()}
     ious["oracle"] = [float(box_iou(grid_boxes(each.truth, grid), each.truth).mean()) for each in judged]
     of_videos = {name: np.array(values) for name, values in ious.items()}
     labels = np.array([each.prediction.label for each in judged])

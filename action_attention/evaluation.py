@@ -93,20 +93,9 @@ def evaluate(
     check_address_space()
     run = Run.open(run_dir, finished=True)
     model, config, names = run.model(), run.config, run.split.get(subset)
-    takes = {"motion": config.settings.takes_motion, "flow": config.settings.takes_flow}
-    check_flow(config.settings, cache)
-    for each, made in ((cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])):
-        there = with_stream(each.settings)
-        for key, value in with_stream(made).items():
-            if key != "weights" and there.get(key) != value:
-                raise UserError(
-                    f"{each.folder} has {key}={there.get(key)}, but {run_dir} was trained with {key}={value}; "
-                    "give the cache that it was trained on, or one that was extracted alike"
-                )
+    _check_features(run, cache)
     if not names:
         raise UserError(f"{run_dir} has no {subset} videos")
-    training = config.training
-    clips = Clips(cache, names, run.classes, training.clip_length, training.clip_stride, in_memory=False, **takes)
     made_with, now = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
     if made_with and now and made_with != now:
         raise UserError(
@@ -114,34 +103,52 @@ def evaluate(
             "--features the cache that it was trained on, or one of the same files"
         )
     folder = run.evaluation(f"{subset}_shuffled_flow" if shuffle_flow else subset)
-    if shuffle_flow:
-        if not cache.flow:
-            raise UserError(f"{run_dir} takes no optical flow that could be shuffled")
-        clips.shuffle_flow(cache.flow)
-    weights = [tuple(weight.shape) for weight in model.weights]
-    check_memory(config, weights, cache.cube_shapes, len(clips), trained=False)
-    with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
-        predictions = predict_videos(model, clips, training.batch_size)
+    if shuffle_flow and not cache.flow:
+        raise UserError(f"{run_dir} takes no optical flow that could be shuffled")
+
+    def predict(names: list[str]) -> list[VideoPrediction]:
+        settings, length = config.settings, config.training.clip_length
+        takes = {"motion": settings.takes_motion, "flow": settings.takes_flow}
+        clips = Clips(cache, names, run.classes, length, config.training.clip_stride, in_memory=False, **takes)
+        if shuffle_flow and cache.flow:
+            clips.shuffle_flow(cache.flow)
+        weights = [tuple(weight.shape) for weight in model.weights]
+        check_memory(config, weights, cache.cube_shapes, len(clips), trained=False)
+        with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
+            return predict_videos(model, clips, config.training.batch_size)
+
+    predictions = predict(names)
     metrics = {
         **{key: run.about.get(key) for key in ("dataset", "split", "validation")},
         "subset": folder.name,
         "model": config.model,
-        "seed": training.seed,
+        "seed": config.training.seed,
         "weights": run.features["weights"],
         "learned": model.learned(),
-        **summarize(predictions, run.classes, vote or training.vote),
+        **summarize(predictions, run.classes, vote or config.training.vote),
         "entropy": float(np.mean([relative_entropy(prediction.attention).mean() for prediction in predictions])),
     }
     if read_actor:
         read_motion, read_actor = cache.read_motion if cache.has_motion else None, lru_cache(None)(read_actor)
         metrics["localization"] = localize(predictions, run.classes, read_actor, read_motion)
-        tuning = run.split["train"][:: -(-len(run.split["train"]) // TUNING_VIDEOS)]
-        clips = Clips(cache, tuning, run.classes, training.clip_length, training.clip_stride, in_memory=False, **takes)
-        with cache.reading(), enough_memory(f"{run_dir} was evaluated"):
-            of_training = predict_videos(model, clips, training.batch_size)
+        of_training = predict(run.split["train"][:: -(-len(run.split["train"]) // TUNING_VIDEOS)])
         metrics["localization"]["boxes"] = localize_boxes(predictions, of_training, read_actor, read_motion)
     write_evaluation(folder, metrics, predictions, run.classes, read_frames, heatmap)
     return metrics
+
+
+def _check_features(run: Run, cache: FeatureCache) -> None:
+    """Raises UserError unless a cache, and the flow beside it, were made as those that the run was trained on."""
+    check_flow(run.config.settings, cache)
+    streams = [(cache, run.features), *([(cache.flow, run.flow_features or {})] if cache.flow else [])]
+    for of_stream, made in streams:
+        there = with_stream(of_stream.settings)
+        for key, value in with_stream(made).items():
+            if key != "weights" and there.get(key) != value:
+                raise UserError(
+                    f"{of_stream.folder} has {key}={there.get(key)}, but {run.folder} was trained with {key}={value}; "
+                    "give the cache that it was trained on, or one that was extracted alike"
+                )
 
 
 def write_evaluation(

@@ -104,10 +104,8 @@ def define_flags() -> None:
 
 def main() -> None:
     args = flags.FLAGS
-    runs, output = (
-        [Run.open(Path(folder), of_frames=False, finished=True) for folder in args.run_dir],
-        Path(args.output),
-    )
+    output = Path(args.output)
+    runs = [Run.open(Path(folder), of_frames=False, finished=True) for folder in args.run_dir]
     if len(runs) < 2:
         raise UserError("a fusion takes several runs; give --run_dir more than once")
     if Run(output).exists:

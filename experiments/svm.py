@@ -151,9 +151,9 @@ def main() -> None:
     penalty, accuracy = (args.C, None) if args.C else choose_penalty(vectors, folds)
     temperature = args.temperature or (1.0 if args.C else choose_temperature(vectors, folds, classes, penalty))
     svm = fit(vectors, split["train"], penalty)
-    pooled = {key: getattr(args, key) for key in ("normalize", "pooling", "motion")}
-    config = {"model": "svm", "seed": 0, **pooled, "flow": bool(cache.flow), "C": penalty}
-    config |= {"temperature": round(temperature, 4)} if temperature != 1 else {}
+    config = {"model": "svm", "seed": 0, "normalize": args.normalize, "motion": args.motion, "C": penalty}
+    since_0_3 = {"pooling": args.pooling, "flow": bool(cache.flow), "temperature": round(temperature, 4)}
+    config |= {key: value for key, value in since_0_3.items() if value not in ("mean", False, 1)}
     options.write_flags(run_dir, {})
     best = {"epoch": None, "val_video_top1": accuracy}  # no epoch: it decides on whole videos
     run = Run(run_dir, {**describe(config, cache, split), **about, "best": best, "epochs": None}, split)

@@ -33,6 +33,7 @@ BOXES = {
     "centred_box": "centred box of the median training size", "training_box": "median training box",
     "oracle": "best box of whole cells",
 }  # fmt: skip
+OF_BOXES = {"corloc": CORLOC, "video_map": VIDEO_MAP}
 # settings that a row does not name beside its model
 UNNAMED = ("epochs", "min_steps", "patience", "clip_length", "vote")
 # what --output writes of a run, as `untrusted.complaint` takes it
@@ -127,27 +128,29 @@ def boxes(results: list[dict]) -> str:
     head = ["boxes of the action", "model or baseline", "seeds", "tube IoU", *(f"CorLoc {least:g}" for least in CORLOC)]
     head += ["CorLoc 0.5 above the training box, points", *(f"video-mAP {least:g}" for least in VIDEO_MAP)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    columns = [*(f"corloc_{least:g}" for least in CORLOC), *(f"video_map_{least:g}" for least in VIDEO_MAP)]
-    baselines: dict[str, list[str]] = {}
+    corloc, video_map = ([f"{of}_{least:g}" for least in all_of] for of, all_of in OF_BOXES.items())
+    models, baselines = [], dict[tuple[str, str], str]()
     for runs in _rows([result for result in results if result.get("localization", {}).get("boxes")]):
-        where, model, seeds = _about(runs)
+        where, *model = _about(runs)
         found = [run["localization"]["boxes"] for run in runs]
-        for name in ("attention", *(name for name in BOXES if all(name in each["tube_iou"] for each in found))):
-            iou = np.mean([each["tube_iou"][name] for each in found])
-            shown = [f"{iou:.3f}", *(f"{np.mean([each[column][name] for each in found]):.1%}" for column in columns)]
-            row = [where, model, seeds, *shown]
-            interval = found[0]["corloc_0.5"]["above_training_box_ci95"] if len(found) == 1 else mean_interval95(
-                np.array([each["corloc_0.5"]["attention"] - each["corloc_0.5"]["training_box"] for each in found])
-            )  # fmt: skip
-            above = "{:+.1f} to {:+.1f}".format(*(100 * each for each in interval)) if interval else "-"
-            row.insert(4 + len(CORLOC), above if name == "attention" else "-")
-            if name == "attention":
-                lines.append(f"| {' | '.join(row)} |")
-            elif where not in baselines.get(name, []):
-                row[1:3] = [f"baseline: {BOXES[name]}", "-"]
-                baselines.setdefault(name, []).extend([where, f"| {' | '.join(row[: -len(VIDEO_MAP)])} | - | - |"])
-    rows = [row for of_baseline in baselines.values() for row in of_baseline[1::2]]
-    return "\n".join(lines + rows) if len(lines) > 2 else ""
+
+        def shown(name: str, found: list[dict] = found) -> tuple[list[str], list[str]]:
+            of = {key: np.mean([each[key][name] for each in found]) for key in ("tube_iou", *corloc, *video_map)}
+            first = [f"{of['tube_iou']:.3f}", *(f"{of[key]:.1%}" for key in corloc)]
+            return first, [f"{of[key]:.1%}" for key in video_map]
+
+        above = np.array([each["corloc_0.5"]["attention"] - each["corloc_0.5"]["training_box"] for each in found])
+        interval = mean_interval95(100 * above)
+        if len(found) == 1 and (of_videos := found[0]["corloc_0.5"]["above_training_box_ci95"]):
+            interval = [100 * end for end in of_videos]
+        first, last = shown("attention")
+        gain = "{:+.1f} to {:+.1f}".format(*interval) if interval else "-"
+        models.append([where, *model, *first, gain, *last])
+        for name, title in BOXES.items():
+            if all(name in each["tube_iou"] for each in found):  # its video-mAP depends on the model's classes
+                row = [where, f"baseline: {title}", "-", *shown(name)[0], "-", *["-"] * len(VIDEO_MAP)]
+                baselines.setdefault((name, where), f"| {' | '.join(row)} |")
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in models), *baselines.values()]) if models else ""
 
 
 def _controls(runs: list[dict]) -> dict[str, list[str]]:
@@ -212,9 +215,10 @@ def _split_names(splits: list[list[dict]]) -> str:
 
 
 def _without_penalty(result: dict) -> dict:
-    """The same for any C of an SVM, which is chosen on each split, if there are videos to choose it on."""
+    """The same for any C and temperature of an SVM, chosen on each split, if there are videos to choose them on."""
     chosen = "" if "C" in result["config"] else result["validation"]
-    return {**result, "validation": chosen, "config": {**result["config"], "C": None}}
+    config = {key: value for key, value in result["config"].items() if (key, chosen) != ("temperature", "")}
+    return {**result, "validation": chosen, "config": {**config, "C": None}}
 
 
 def differences(results: list[dict]) -> str:
