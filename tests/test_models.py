@@ -262,7 +262,8 @@ def test_a_model_file_of_version_0_1_gives_what_it_gave_then(path, tmp_path):
     with np.load(OLD / "outputs.npz") as then:
         inputs, expected = {key: then[key] for key in ("features", "mask")}, then[path.stem]
     model = load_keras(path)
-    np.testing.assert_allclose(model(inputs)["logits"], expected, atol=1e-6)
+    # processors with AVX-512 round a ConvLSTM of three cells 3.1e-6 away from those with AVX2, which wrote this
+    np.testing.assert_allclose(model(inputs)["logits"], expected, atol=1e-5)
     model.save(tmp_path / "again.keras")  # and as a file of this version
     np.testing.assert_array_equal(load_keras(tmp_path / "again.keras")(inputs)["logits"], model(inputs)["logits"])
 

