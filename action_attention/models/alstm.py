@@ -21,7 +21,7 @@ from action_attention.models.attention import (
 from action_attention.models.base import ActionModel, RecurrentSettings
 from action_attention.models.glimpses import BesideMean, Glimpse, Quarters, Whole
 from action_attention.models.locations import flatten_locations, to_maps
-from action_attention.models.states import ClipStates, ZeroStates
+from action_attention.models.states import ClipStates, RecurrentCore, ZeroStates
 from action_attention.registry import register_model
 from action_attention.settings import Training, but, setting
 
@@ -97,7 +97,7 @@ class ForgetfulLSTMCell(keras.layers.LSTMCell):
         return super().call(inputs, [hidden, ops.zeros_like(cell)], training=training)
 
 
-class AttentionLSTM(keras.layers.Layer):
+class AttentionLSTM(RecurrentCore):
     """An LSTM over glimpses of the feature cube, made of an attention and a glimpse.
 
         c_t = attention(X_t, h_{t-1});  z_t = glimpse(c_t, X_t);  h_t, cell_t = LSTM(z_t, (h_{t-1}, cell_{t-1}))
@@ -130,7 +130,10 @@ class AttentionLSTM(keras.layers.Layer):
         self.glimpse, self.attention = glimpse, attention
         self.prior = prior
 
-    def build(self, features_shape: tuple, mask_shape: tuple | None = None, motion_shape: tuple | None = None) -> None:
+    def build(
+        self, features_shape: tuple, mask_shape: tuple | None = None, motion_shape: tuple | None = None,
+        flow_shape: tuple | None = None,
+    ) -> None:  # fmt: skip
         self.first.build(features_shape)
         if self.prior:
             self.prior.build(features_shape)
@@ -139,10 +142,15 @@ class AttentionLSTM(keras.layers.Layer):
         for n, cell in enumerate(self.cells):
             cell.build((None, cell.units if n else self.glimpse.size))
 
-    def call(self, features: Any, mask: Any, motion: Any = None, training: bool | None = None) -> tuple[Any, Any]:
-        cube, drop = flatten_locations(features), partial(self.dropout, training=training)
+    def initial(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> list[list]:
+        frame_means = ops.mean(flatten_locations(features), axis=2)
+        return self.first.start(frame_means, mask, partial(self.dropout, training=training))
+
+    def go_on(
+        self, features: Any, mask: Any, states: Any, motion: Any = None, flow: Any = None, training: bool | None = None
+    ) -> tuple[Any, Any, Any]:
+        cube, drop, states = flatten_locations(features), partial(self.dropout, training=training), list(states)
         frame_means = ops.mean(cube, axis=2)
-        states = self.first.start(frame_means, mask, drop)
         look = self.attention.over(cube, frame_means, drop, self.prior(features, motion) if self.prior else None)
         glance = self.glimpse.over(cube, frame_means, drop)
         hidden, hiddens, attention = states[-1][0], [], []
@@ -154,7 +162,8 @@ class AttentionLSTM(keras.layers.Layer):
                 below = hidden
             attention.append(ops.mean(weights, axis=1))
             hiddens.append(hidden)
-        return ops.stack(hiddens, axis=1), to_maps(ops.stack(attention, axis=1), mask, features.shape[2:4])
+        maps = to_maps(ops.stack(attention, axis=1), mask, features.shape[2:4])
+        return ops.stack(hiddens, axis=1), maps, states
 
 
 def make_glimpse(settings: GlimpseSettings, options: dict[str, Any], whole: Glimpse) -> Glimpse:

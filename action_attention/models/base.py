@@ -8,6 +8,7 @@ from keras import ops
 
 from action_attention.errors import UserError
 from action_attention.models.inputs import MOTIONS, NORMALIZATIONS, sqrt_l2, with_motion
+from action_attention.models.states import RecurrentCore
 from action_attention.registry import all_settings, find_model
 from action_attention.settings import Settings, setting
 
@@ -121,22 +122,75 @@ class ActionModel(keras.Model):
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
-        beside = {"motion": inputs["motion"]} if self.settings.takes_motion else {}
-        features = self.prepare(inputs["features"])
-        if self.settings.fusion == "early":
-            features = ops.concatenate([features, self.prepare(inputs["flow"])], axis=-1)
-        elif self.settings.takes_flow:
-            beside["flow"] = self.channel_dropout(self.prepare(inputs["flow"]), training=training)
-        features = self.channel_dropout(features, training=training)
-        hidden, attention = self.core(features, inputs["mask"], training=training, **beside)
+        for_core, _ = self.prepare(inputs, training=training)
+        features, mask = for_core.pop("features"), for_core.pop("mask")  # Keras builds a layer of its first arguments
+        hidden, attention = self.core(features, mask, training=training, **for_core)
+        return self.classify(hidden, attention, training)
+
+    def classify(self, hidden: Tensor, attention: Tensor, training: bool | None = None) -> dict[str, Tensor]:
+        """What a call returns, from what the core does."""
         vectors = self.dropout(self.to_vectors(hidden, training), training=training)
         return {"logits": self.classifier(vectors), "attention": attention}
 
-    def prepare(self, features: Tensor) -> Tensor:
-        """A stream's features as the settings `normalize` and `motion` have them."""
+    def prepare(
+        self, inputs: dict[str, Tensor], before: dict[str, Tensor] | None = None, training: bool | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the core is called with, as the settings have it, and the cubes that differences are taken of.
+
+        `before` has each stream's cube before the first, `(B, 1, H, W, D)`, where there is one.
+        """
+        cubes = {"flow": inputs["flow"]} if self.settings.takes_flow else {}
+        cubes["features"], differing = inputs["features"], {}
         if self.settings.normalize == "sqrt_l2":
-            features = sqrt_l2(features)
-        return with_motion(features) if self.settings.motion == "difference" else features
+            cubes = {name: sqrt_l2(cube) for name, cube in cubes.items()}
+        if self.settings.motion == "difference":
+            differing = cubes
+            cubes = {name: with_motion(cube, (before or {}).get(name)) for name, cube in cubes.items()}
+        if self.settings.fusion == "early":
+            cubes = {"features": ops.concatenate([cubes["features"], cubes["flow"]], axis=-1)}
+        cubes = {name: self.channel_dropout(cube, training=training) for name, cube in cubes.items()}
+        beside = {"motion": inputs["motion"]} if self.settings.takes_motion else {}
+        return {**cubes, "mask": inputs["mask"], **beside}, differing
+
+    def initial(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What is carried into the first frame of a stream, for `step`.
+
+        Args:
+            inputs: the stream's first frames, a warm-up window, in the form of a call's. Where the first states are
+                made of the clip's mean (they are not with `ablate=initial` or `initial=zeros`), it is this window's
+                mean; with the whole clip as the window, steps give what a call gives.
+
+        Returns:
+            Lists of tensors `(B, ...)` by name.
+
+        Raises UserError if the model is not recurrent.
+        """
+        if not self.is_recurrent:
+            raise UserError(f"{type(self).__name__} carries nothing from frame to frame; call it with whole clips")
+        for_core, differing = self.prepare(self._streamed(inputs))
+        for_core.pop("motion", None)
+        return {
+            "core": self.core.initial(**for_core),
+            "before": {name: cube[:, :1] for name, cube in differing.items()},
+        }
+
+    def step(self, inputs: dict[str, Tensor], states: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a call returns of a stream's next frame or frames, all of them real, and the states after them."""
+        for_core, differing = self.prepare(self._streamed(inputs), states["before"])
+        hidden, attention, after = self.core.go_on(states=states["core"], **for_core)
+        before = {name: cube[:, -1:] for name, cube in differing.items()}
+        return self.classify(hidden, attention), {"core": after, "before": before}
+
+    def _streamed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Checked and converted as Keras does it for a call."""
+        self.cube_shape = check_inputs(inputs, self.cube_shape, self.settings)
+        types = {name: "bool" if name == "mask" else self.compute_dtype for name in inputs}
+        return {name: ops.convert_to_tensor(value, types[name]) for name, value in inputs.items()}
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it can take a stream (`initial`, `step`)."""
+        return isinstance(self.core, RecurrentCore)
 
     def learned(self) -> dict[str, float]:
         """The weights that are single numbers, such as the motion prior's gamma, by name."""

@@ -12,7 +12,7 @@ from keras import ops
 from action_attention.models.attention import CENTRE_PRIOR, MOTION_PRIOR, LocationScores, Look, make_prior
 from action_attention.models.base import ActionModel, RecurrentSettings, kernel_options
 from action_attention.models.locations import flatten_locations, neighbourhoods, to_maps
-from action_attention.models.states import ClipStates, ZeroStates
+from action_attention.models.states import ClipStates, RecurrentCore, ZeroStates
 from action_attention.registry import register_model
 from action_attention.settings import Training, but, setting
 
@@ -50,7 +50,7 @@ class ConvALSTMTraining(Training):
     patience: int = but(Training, "patience", 3)
 
 
-class AttentionConvLSTM(keras.layers.Layer):
+class AttentionConvLSTM(RecurrentCore):
     """A ConvLSTM over the weighed cube, without a sum over locations (eq. 8-13).
 
         c_t = attention(X_t, h_{t-1});  h_t, cell_t = ConvLSTM(c_t X_t, (h_{t-1}, cell_{t-1}))
@@ -87,7 +87,12 @@ class AttentionConvLSTM(keras.layers.Layer):
     def make_attention(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         return LocationScores(self.filters, options, name="attention")
 
-    def make_look(self, cube: Any, flow: Any, mask: Any, drop: Callable[[Any], Any], prior: Any) -> Look:
+    def start_attention(self, flow: Any, mask: Any, drop: Callable[[Any], Any]) -> list:
+        """States of the attention's own."""
+        return []
+
+    def make_look(self, cube: Any, flow: Any, states: list, drop: Callable[[Any], Any], prior: Any) -> Look:
+        """The attention's `look`, which keeps `states` up to date."""
         return self.attention.over(cube, None, drop, prior)
 
     def build(
@@ -102,13 +107,16 @@ class AttentionConvLSTM(keras.layers.Layer):
         for n, cell in enumerate(self.cells):
             cell.build((None, height, width, self.filters if n else channels))
 
-    def call(
-        self, features: Any, mask: Any, motion: Any = None, flow: Any = None, training: bool | None = None
-    ) -> tuple[Any, Any]:
-        (frames, height, width), cube = features.shape[1:4], flatten_locations(features)
+    def initial(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> list[list]:
         drop = partial(self.dropout, training=training)
-        states = self.first.start(cube, mask, drop)
-        look = self.make_look(cube, flow, mask, drop, self.prior(features, motion) if self.prior else None)
+        return [self.start_attention(flow, mask, drop), *self.first.start(flatten_locations(features), mask, drop)]
+
+    def go_on(
+        self, features: Any, mask: Any, states: Any, motion: Any = None, flow: Any = None, training: bool | None = None
+    ) -> tuple[Any, Any, Any]:
+        (frames, height, width), cube = features.shape[1:4], flatten_locations(features)
+        drop, of_attention, states = partial(self.dropout, training=training), list(states[0]), list(states[1:])
+        look = self.make_look(cube, flow, of_attention, drop, self.prior(features, motion) if self.prior else None)
         picked = ops.cast(neighbourhoods(height, width), cube.dtype)
         steps = [conv_lstm(cell, picked) for cell in self.cells]
         hidden, hiddens, attention = states[-1][0], [], []
@@ -120,7 +128,7 @@ class AttentionConvLSTM(keras.layers.Layer):
                 below = hidden = states[n][0]
             hiddens.append(hidden)
         hidden = ops.reshape(ops.stack(hiddens, axis=1), (-1, frames, height, width, self.filters))
-        return hidden, to_maps(ops.stack(attention, axis=1), mask, (height, width))
+        return hidden, to_maps(ops.stack(attention, axis=1), mask, (height, width)), [of_attention, *states]
 
 
 def conv_lstm(cell: Any, picked: Any) -> Callable[[Any, Any], tuple[Any, Any]]:

@@ -18,7 +18,10 @@ def sqrt_l2(features: Any) -> Any:
     return rooted * ops.rsqrt(ops.mean(ops.square(rooted), axis=(2, 3, 4), keepdims=True) + 1e-6)
 
 
-def with_motion(features: Any) -> Any:
-    """Appends how much each cube differs from the one before it: `(B, T, H, W, D)` -> `(B, T, H, W, 2 D)`."""
-    difference = ops.abs(features[:, 1:] - features[:, :-1])
-    return ops.concatenate([features, ops.pad(difference, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))], axis=-1)
+def with_motion(features: Any, before: Any = None) -> Any:
+    """Appends how much each cube differs from the one before it: `(B, T, H, W, D)` -> `(B, T, H, W, 2 D)`.
+
+    `before`, `(B, 1, H, W, D)`, is the cube before the first; None where there is none: that difference is zero.
+    """
+    earlier = ops.concatenate([features[:, :1] if before is None else before, features[:, :-1]], axis=1)
+    return ops.concatenate([features, ops.abs(features - earlier)], axis=-1)

@@ -56,17 +56,22 @@ class MotionScores(keras.layers.Layer):
         if self.memory == "scores":
             self.from_hidden.build((None, self.units))
 
-    def over(self, cube: Any, flow: Any, mask: Any, drop: Callable[[Any], Any], prior: Any = None) -> Look:
-        """As `Attention.over`, of frames in turn; the cubes of frames and flow are `(B, T, L, D)`."""
+    def start(self, flow: Any, mask: Any, drop: Callable[[Any], Any]) -> list:
+        """g_0 and e_0, each `(B, L, U)`."""
+        (states,) = self.first.start(flow, mask, drop)
+        return states
+
+    def over(self, cube: Any, flow: Any, states: list, prior: Any = None) -> Look:
+        """As `Attention.over`, of frames in turn; the cubes of frames and flow are `(B, T, L, D)`. `states` are g_{t-1}
+        and e_{t-1}, and then those of the frame that was looked at."""
         from_frames, locations = self.from_frame(cube), cube.shape[2]
-        ((g, e),) = self.first.start(flow, mask, drop)
-        state = [ops.reshape(each, (-1, self.units)) for each in (g, e)]
 
         def look(t: int, hidden: Any) -> Any:
-            nonlocal state
+            before = [ops.reshape(each, (-1, self.units)) for each in states]
             gates = ops.concatenate([flow[:, t], hidden], axis=-1) if self.memory == "gates" else flow[:, t]
-            g, state = self.cell(ops.reshape(gates, (-1, gates.shape[-1])), state)
-            mixed = from_frames[:, t] + self.from_motion(ops.reshape(g, (-1, locations, self.units)))
+            _, after = self.cell(ops.reshape(gates, (-1, gates.shape[-1])), before)
+            states[:] = [ops.reshape(each, (-1, locations, self.units)) for each in after]
+            mixed = from_frames[:, t] + self.from_motion(states[0])
             if self.memory == "scores":
                 mixed = mixed + self.from_hidden(hidden)
             scores = ops.swapaxes(self.to_scores(ops.tanh(mixed)), 1, 2)  # (B, 1, L)
@@ -96,8 +101,11 @@ class MotionAttentionConvLSTM(AttentionConvLSTM):
     def make_attention(self, settings: MotionConvALSTMSettings, options: dict[str, Any]) -> MotionScores:
         return MotionScores(settings.lstm_units, settings.memory, options, name="attention")
 
-    def make_look(self, cube: Any, flow: Any, mask: Any, drop: Callable[[Any], Any], prior: Any) -> Look:
-        return self.attention.over(cube, flatten_locations(flow), mask, drop, prior)
+    def start_attention(self, flow: Any, mask: Any, drop: Callable[[Any], Any]) -> list:
+        return self.attention.start(flatten_locations(flow), mask, drop)
+
+    def make_look(self, cube: Any, flow: Any, states: list, drop: Callable[[Any], Any], prior: Any) -> Look:
+        return self.attention.over(cube, flatten_locations(flow), states, prior)
 
 
 @register_model("motion_conv_alstm", MotionConvALSTMSettings, ConvALSTMTraining)

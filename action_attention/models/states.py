@@ -1,4 +1,4 @@
-"""Where a recurrence starts: hidden and cell state of each cell, from frames `(B, T, D)` or `(B, T, L, D)`."""
+"""What recurrent models carry from frame to frame, and where it starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,27 @@ import keras
 from keras import ops
 
 from action_attention.models.locations import clip_mean
+
+
+class RecurrentCore(keras.layers.Layer):
+    """Base of the cores that go from frame to frame, through a whole clip or a stream piece by piece."""
+
+    def initial(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> Any:
+        """States before the first frame, lists of tensors `(B, ...)`, given a clip: arguments as of `call`."""
+        raise AttributeError(f"{type(self).__name__} defines no initial")
+
+    def go_on(
+        self, features: Any, mask: Any, states: Any, motion: Any = None, flow: Any = None, training: bool | None = None
+    ) -> tuple[Any, Any, Any]:
+        """What `call` returns of these frames, and the states after them."""
+        raise AttributeError(f"{type(self).__name__} defines no go_on")
+
+    def call(
+        self, features: Any, mask: Any, motion: Any = None, flow: Any = None, training: bool | None = None
+    ) -> tuple[Any, Any]:
+        states = self.initial(features, mask, flow, training)
+        hidden, attention, _ = self.go_on(features, mask, states, motion, flow, training)
+        return hidden, attention
 
 
 class ClipStates(keras.layers.Layer):
@@ -31,7 +52,7 @@ class ClipStates(keras.layers.Layer):
         return means
 
     def start(self, frames: Any, mask: Any, drop: Callable[[Any], Any]) -> list[list]:
-        """States `[[h, c], ...]` of the cells, each `(B, U)` or `(B, L, U)`."""
+        """States `[[h, c], ...]` of the cells, `(B, U)` or `(B, L, U)`, for frames `(B, T, D)` or `(B, T, L, D)`."""
         means = self.see(clip_mean(frames, mask))
         states = [mlp(drop(means)) for mlp in self.mlps]
         return [states[n : n + 2] for n in range(0, len(states), 2)]
