@@ -32,32 +32,37 @@ class MotionMaps:
 
     Args:
         grid: rows and columns of locations, as a cube has them.
+        keep: the maps, for `all`; a stream without end has no use for it.
 
     Attributes:
         flow: from the frame before to the last one, in x and y, pixels of frames made no larger than `LONGER_SIDE`,
             float32 `(height, width, 2)`; None until there are two. Frames that DIS cannot divide have none: zeros.
     """
 
-    def __init__(self, grid: tuple[int, int]):
-        self.grid, self._maps = grid, list[np.ndarray]()
+    def __init__(self, grid: tuple[int, int], keep: bool = True):
+        self.grid, self.keep, self._maps = grid, keep, list[np.ndarray]()
         self.flow: np.ndarray | None = None
         self._before: Any = None
         self._dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
-    def add(self, frame: np.ndarray) -> None:
-        """The next sampled frame, RGB uint8 `(height, width, 3)`, of the file's own size and aspect ratio."""
+    def add(self, frame: np.ndarray) -> np.ndarray | None:
+        """Takes the next sampled frame, RGB uint8 `(height, width, 3)`, of the file's own size and aspect ratio; gives
+        the map of the one before, `(rows, columns)`, if there is one."""
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         scale = LONGER_SIDE / max(grey.shape)
         if scale < 1:
             size = tuple(max(16, round(scale * side)) for side in grey.shape[::-1])
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         before, self._before = self._before, grey
-        if before is not None:
-            self.flow, of_grid = np.zeros((*grey.shape, 2), np.float32), np.zeros(self.grid, np.float32)
-            if min(grey.shape) >= 16:  # else DIS cannot divide them into patches
-                self.flow = self._dis.calc(before, grey, None)
-                of_grid = self._map(self.flow)
+        if before is None:
+            return None
+        self.flow, of_grid = np.zeros((*grey.shape, 2), np.float32), np.zeros(self.grid, np.float32)
+        if min(grey.shape) >= 16:  # else DIS cannot divide them into patches
+            self.flow = self._dis.calc(before, grey, None)
+            of_grid = self._map(self.flow)
+        if self.keep:
             self._maps.append(of_grid)
+        return of_grid
 
     def _map(self, flow: np.ndarray) -> np.ndarray:
         moved = against_camera(flow[::2, ::2])  # DIS knows no more than every other

@@ -167,7 +167,7 @@ class Recognizer:
 
     def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
         self.run, self.config, self.model = run, run.config, run.model()
-        self._of_run: dict[str, Any] = {"calibration": run.calibration(), "box_tau": run.box_tau}
+        self.of_run: dict[str, Any] = {"calibration": run.calibration(), "box_tau": run.box_tau}
         self.fps = run.features["fps"]
         self.networks: dict[str, Backbone] = {}  # by stream
         for made in (run.features, *([run.flow_features] if run.flow_features else [])):
@@ -241,7 +241,7 @@ class Recognizer:
             return ((reader.info.sample_time, frame) for frame in reader)
 
         sha256 = about.file_sha256
-        return Result(prediction, self.classes, vote, about.sampled_fps, read, sha256, **self._of_run)
+        return Result(prediction, self.classes, vote, about.sampled_fps, read, sha256, **self.of_run)
 
     def _predict_frames(self, frames: np.ndarray, fps: float | None, vote: str) -> Result:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -263,7 +263,7 @@ class Recognizer:
         def read() -> Iterator[tuple[float, np.ndarray]]:
             return ((number / fps, frames[number]) for number in kept)
 
-        return Result(prediction, self.classes, vote, rate, read, **self._of_run)
+        return Result(prediction, self.classes, vote, rate, read, **self.of_run)
 
     def _predict(self, features: FeatureCache | ArrayFeatures, name: str) -> VideoPrediction:
         training = self.config.training

@@ -1,4 +1,4 @@
-"""Video files: decoding, sampling to a frame rate, and what is wrong with a file. Nothing else opens videos."""
+"""Video files: decoding, sampling to a frame rate, and what is wrong with a file."""
 
 import math
 import os
@@ -98,7 +98,7 @@ class VideoReader:
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnusableVideoError(f"cannot be opened as a video: {_reason(error)}") from error
         try:
-            self._stream = _moving_pictures(self._container)
+            self._stream = first_moving_pictures(self._container)
         except UnusableVideoError:
             self._container.close()
             raise
@@ -125,7 +125,7 @@ class VideoReader:
                 if time + TIME_SLACK < next_sample:
                     continue
                 try:
-                    frame = _rgb(decoded)
+                    frame = to_rgb(decoded)
                 except (av.FFmpegError, OSError, ValueError) as error:
                     self._failure = _reason(error)
                     continue
@@ -178,7 +178,7 @@ class VideoReader:
         return float((stamp - (self._stream.start_time or 0)) * base)
 
 
-def _moving_pictures(container: Any) -> Any:
+def first_moving_pictures(container: Any) -> Any:
     """The first video stream that is no cover art. Raises UnusableVideoError if there is none, or no decoder for it."""
     streams = container.streams.video
     moving = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
@@ -189,7 +189,7 @@ def _moving_pictures(container: Any) -> Any:
     return moving[0]
 
 
-def _rgb(frame: Any) -> np.ndarray:
+def to_rgb(frame: Any) -> np.ndarray:
     """A decoded frame, upright, uint8 `(height, width, 3)`; OpenCV's reader converts colours by the same filter."""
     rgb = frame.to_ndarray(format="rgb24", interpolation="BICUBIC", threads=1)
     return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
