@@ -140,8 +140,14 @@ class Newest:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._ended = True
+        self.stop()
         self._thread.join(SECONDS)
+
+    def stop(self) -> None:
+        """Ends the reader's iteration and the source, from any thread and from a signal's handler."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
 
     def __iter__(self) -> Iterator[Shot]:
         while True:

@@ -64,6 +64,8 @@ class LiveRecognizer:
         self._inputs: deque[dict[str, np.ndarray]] = deque(maxlen=training.clip_length)
         self._said: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=training.clip_length)
         self._states: Any = None
+        for network in recognizer.networks.values():  # its first call takes a second, in which frames would be lost
+            network(np.zeros((1, network.input_size, network.input_size, 3), np.uint8))
         self._steps, self._due = 0, -np.inf
 
     def wants(self, time: float) -> bool:
