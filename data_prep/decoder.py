@@ -61,6 +61,7 @@ class Decoder:
         hash: of the last frame itself, whatever the stream (`duplicates.frame_hash`), uint8 `(HASH_BYTES,)`.
         about: after the last frame, the fields of `Video` that are the file's own.
         remarks: after the last frame, what a person should know of the file.
+        times: after the last frame, those of all frames, in seconds after the first.
         motion: after the last frame, the motion maps, float16 `(frames, rows, columns)`.
     """
 
@@ -73,6 +74,7 @@ class Decoder:
         self.about: dict[str, Any] = {}
         self._process: Any = None  # a Popen, whose pipes are there
         self.remarks: list[str] = []
+        self.times: list[float] = []
         self._closed, self._reading = False, Lock()
 
     def frames(self, path: Path) -> Iterator[np.ndarray]:
@@ -167,7 +169,7 @@ class Decoder:
             )
         if "reason" in answer:
             raise UnusableVideoError(answer["reason"])
-        self.about, self.remarks = answer["video"], answer["remarks"]
+        self.about, self.remarks, self.times = answer["video"], answer["remarks"], answer["times"]
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -243,7 +245,7 @@ def _decode(
         "announced_frames": info.announced_frames, "decoded_frames": info.decoded_frames,
         "width": info.width, "height": info.height, "file_bytes": file_bytes, "file_sha256": sha256,
     }  # fmt: skip
-    return {"video": video, "remarks": info.remarks(fps)}
+    return {"video": video, "remarks": info.remarks(fps), "times": info.sample_times}
 
 
 def _pictures(

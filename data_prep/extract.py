@@ -57,13 +57,14 @@ NOT_FINITE = "its features hold NaN or more than float16 can; check the backbone
 
 @dataclass(frozen=True)
 class VideoEnd:
-    """A video's last frame has passed: what is known of it, or why it is rejected."""
+    """A video's last frame has passed: what is known of it, its frames' times in seconds, or why it is rejected."""
 
     name: str
     video: Video | None = None
     reason: str = ""
     remarks: tuple[str, ...] = ()
     motion: np.ndarray | None = None
+    times: tuple[float, ...] = ()
 
 
 @dataclass
@@ -100,15 +101,16 @@ def extract(
     names: list[str] | None = None,
     decode_timeout: float = 60.0,
     prune: bool = False,
+    on_end: Callable[[VideoEnd], object] = lambda _: None,
 ) -> Summary:
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
 
     `fps` is in sampled frames per second; `stream` is one of `STREAMS`: the frames themselves, or the flow between them
     as pictures, or `mirrored_flow`, that of the mirrored frames; `compression` is a key of `FILTERS`; `names` chooses
     among the videos. A video that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside
-    and made again. Videos that the cache holds and the folder does not are named, and with `prune` removed. Raises
-    UserError if there are no videos, the cache was made with other settings or from other files, another extraction is
-    writing to it, or it cannot be written.
+    and made again. Videos that the cache holds and the folder does not are named, and with `prune` removed. `on_end` is
+    called with each video's end. Raises UserError if there are no videos, the cache was made with other settings or
+    from other files, another extraction is writing to it, or it cannot be written.
     """
     whole, others = names is None, passed_over(videos) if names is None and videos.is_dir() else {}
     names = list_videos(videos) if names is None else names
@@ -138,7 +140,7 @@ def extract(
         batches = in_background(decode_batches(videos, groups, decoder))
         pieces = in_background(_forward(network, batches, summary), decoder.close)
         try:
-            with closing(pieces), closing(_new_shards(groups, pieces, writers, summary)) as new_shards:
+            with closing(pieces), closing(_new_shards(groups, pieces, writers, summary, on_end)) as new_shards:
                 for shard in new_shards:
                     shards.append(shard)
                     write_index(features, shards, videos.resolve(), False, others)
@@ -156,7 +158,11 @@ def extract(
 
 
 def _new_shards(
-    groups: list[list[str]], pieces: Iterable[tuple], writers: Iterator[ShardWriter], summary: Summary
+    groups: list[list[str]],
+    pieces: Iterable[tuple],
+    writers: Iterator[ShardWriter],
+    summary: Summary,
+    on_end: Callable[[VideoEnd], object],
 ) -> Generator[Shard, None, None]:
     """Writes the pieces that `_forward` gives into a shard for each group; yields each when it is complete."""
     last_of_shard, writer, finite, started = {group[-1] for group in groups}, None, True, time.monotonic()
@@ -170,6 +176,7 @@ def _new_shards(
                 progress.set_postfix_str(f"{frames} frames, {frames / (time.monotonic() - started):.1f} frames/s")
                 if not end:
                     continue
+                on_end(end)
                 _finish_video(writer, end if finite else replace(end, video=None, reason=NOT_FINITE), summary)
                 finite = True
                 progress.update()
@@ -239,7 +246,8 @@ def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> G
                         batch = empty()
                 class_name, file_name = name.split("/")
                 video = Video(class_name, file_name, 0, **decoder.about)
-                end = VideoEnd(name, video, remarks=tuple(decoder.remarks), motion=decoder.motion)
+                remarks, times = tuple(decoder.remarks), tuple(decoder.times)
+                end = VideoEnd(name, video, remarks=remarks, motion=decoder.motion, times=times)
                 batch.ends.append((batch.count, end))
             except UnusableVideoError as error:
                 batch.ends.append((batch.count, VideoEnd(name, reason=str(error))))

@@ -12,8 +12,8 @@ import glob
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from action_attention.features import ArrayFeatures, FeatureCache, with_stream
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
 from action_attention.runs import Run, pretrained_folder
+from action_attention.segments import Segment, segments
 from data_prep.backbones import Backbone, build_backbone
-from data_prep.extract import cache_settings, extract
+from data_prep.extract import VideoEnd, cache_settings, extract
 from data_prep.flow import MotionMaps, network_pictures
 from data_prep.sample import CLASSES
 from data_prep.videos import VideoReader, resize, sampled
@@ -55,9 +56,10 @@ class Result:
         classes: class names by id.
         vote: how the frames decide.
         fps: sampled frames per second.
-        read: gives the sampled frames, RGB uint8, each with its time in seconds.
+        read: gives the sampled frames, RGB uint8.
         sha256: of the file; empty for frames.
-        times: of the frames that were read last, in seconds.
+        times: of the sampled frames, in seconds; none for evenly spaced ones.
+        window: frames around each one that decide on its action in `segments`: the model's clip length.
         calibration: `Run.calibration()`.
         box_tau: `Run.box_tau`.
     """
@@ -66,11 +68,15 @@ class Result:
     classes: list[str]
     vote: str
     fps: float
-    read: Callable[[], Iterable[tuple[float, np.ndarray]]]
+    read: Callable[[], Iterable[np.ndarray]]
     sha256: str = ""
-    times: list[float] = field(default_factory=list)
+    times: Sequence[float] = ()
+    window: int = 30
     calibration: dict[str, Any] | None = None
     box_tau: float | None = None
+
+    def __post_init__(self) -> None:
+        self.times = self.times or [number / self.fps for number in range(len(self.probabilities))]
 
     @property
     def boxes(self) -> np.ndarray | None:
@@ -112,6 +118,14 @@ class Result:
         unsure = self.calibration and self.confidence < self.calibration["threshold"]
         return None if unsure else self.top5[0]["class"]
 
+    @property
+    def segments(self) -> list[Segment]:
+        """What is shown, one action after the other, in seconds; a video with a single one has its `answer` there."""
+        return segments(
+            self.probabilities, self.classes, self.times, len(self.probabilities) / self.fps,
+            vote=self.vote, window=self.window, calibration=self.calibration,
+        )  # fmt: skip
+
     def _means(self) -> np.ndarray:
         """Of each class, `(C,)`."""
         if not self.calibration:
@@ -143,15 +157,9 @@ class Result:
         path = Path(path)
         width = GIF_WIDTH if path.suffix == ".gif" else None
         shown: dict[str, Any] = {"width": width, "heatmap": heatmap, "boxes": self.boxes if boxes else None}
-        drawn = draw_overlays(self._frames(), self.prediction, self.classes, self.vote, **shown)
+        drawn = draw_overlays(self.read(), self.prediction, self.classes, self.vote, **shown)
         write_video(path, progress(drawn), self.fps)
         return path
-
-    def _frames(self) -> Iterator[np.ndarray]:
-        self.times.clear()
-        for time, frame in self.read():
-            self.times.append(time)
-            yield frame
 
 
 class Recognizer:
@@ -167,7 +175,8 @@ class Recognizer:
 
     def __init__(self, run: Run, weights: str | None = None, network: Backbone | None = None):
         self.run, self.config, self.model = run, run.config, run.model()
-        self.of_run: dict[str, Any] = {"calibration": run.calibration(), "box_tau": run.box_tau}
+        self.of_run: dict[str, Any] = {"calibration": run.calibration(), "box_tau": run.box_tau,
+                                        "window": run.config.training.clip_length}  # fmt: skip
         self.fps = run.features["fps"]
         self.networks: dict[str, Backbone] = {}  # by stream
         for made in (run.features, *([run.flow_features] if run.flow_features else [])):
@@ -218,10 +227,10 @@ class Recognizer:
             tempfile.TemporaryDirectory() as root,
         ):
             (Path(root) / name).parent.symlink_to(path.parent)
-            caches = []
+            caches, ends = [], list[VideoEnd]()
             for stream, network in self.networks.items():
                 there = Path(folder) / stream
-                extract(Path(root), there, network, fps=self.fps, stream=stream, names=[name])
+                extract(Path(root), there, network, fps=self.fps, stream=stream, names=[name], on_end=ends.append)
                 caches.append(FeatureCache(there))
             cache = caches[0]
             try:
@@ -236,12 +245,10 @@ class Recognizer:
                 for each in caches:
                     each.close()
 
-        def read() -> Iterator[tuple[float, np.ndarray]]:
-            reader = VideoReader(path, self.fps)
-            return ((reader.info.sample_time, frame) for frame in reader)
-
-        sha256 = about.file_sha256
-        return Result(prediction, self.classes, vote, about.sampled_fps, read, sha256, **self.of_run)
+        return Result(
+            prediction, self.classes, vote, about.sampled_fps, lambda: VideoReader(path, self.fps), about.file_sha256,
+            ends[0].times, **self.of_run,
+        )  # fmt: skip
 
     def _predict_frames(self, frames: np.ndarray, fps: float | None, vote: str) -> Result:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -260,10 +267,10 @@ class Recognizer:
         prediction = self._predict(ArrayFeatures(features[0], {name: motion.all()}, *features[1:]), name)
         rate = len(kept) / (len(frames) / fps)
 
-        def read() -> Iterator[tuple[float, np.ndarray]]:
-            return ((number / fps, frames[number]) for number in kept)
-
-        return Result(prediction, self.classes, vote, rate, read, **self.of_run)
+        times = [number / fps for number in kept]
+        return Result(
+            prediction, self.classes, vote, rate, lambda: (frames[number] for number in kept), "", times, **self.of_run
+        )
 
     def _predict(self, features: FeatureCache | ArrayFeatures, name: str) -> VideoPrediction:
         training = self.config.training

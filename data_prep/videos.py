@@ -33,8 +33,8 @@ class UnusableVideoError(ValueError):
 class VideoInfo:
     """What a file announces (`fps`, `announced_frames`, `width`, `height`) and what was decoded from it so far.
 
-    `source_frames` are the numbers of the sampled frames among the decoded ones; `sample_time` is that of the last
-    sampled frame, in seconds after the file's first frame; `still` holds while all sampled frames are one picture.
+    `source_frames` are the numbers of the sampled frames among the decoded ones, `sample_times` their times in seconds
+    after the file's first frame; `still` holds while all sampled frames are one picture.
     """
 
     fps: float
@@ -43,8 +43,8 @@ class VideoInfo:
     height: int
     decoded_frames: int = 0
     source_frames: list[int] = field(default_factory=list)
+    sample_times: list[float] = field(default_factory=list)
     duration: float = 0.0
-    sample_time: float = 0.0
     still: bool = True
 
     @property
@@ -131,7 +131,7 @@ class VideoReader:
                     continue
                 next_sample = sample_after(time, self.fps)
                 info.source_frames.append(info.decoded_frames - 1)
-                info.sample_time = time - start
+                info.sample_times.append(time - start)
                 if first is None:
                     info.height, info.width = frame.shape[:2]
                 self.picture = frame

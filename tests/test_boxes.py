@@ -165,7 +165,7 @@ def test_a_box_is_drawn_where_it_is_and_nowhere_else():
 def test_a_result_has_boxes_where_a_threshold_was_chosen(tmp_path):
     said = VideoPrediction("a/1", None, np.full((2, 3), 1 / 3), maps(2, (3, 3, 1.0)))
     frame = np.full((48, 64, 3), 90, np.uint8)
-    known = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: [(0.0, frame), (1 / 15, frame)], box_tau=0.5)
+    known = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: [frame, frame], box_tau=0.5)
     known.overlay(tmp_path / "boxes.mp4", boxes=True)
     predict._write_frames(tmp_path / "said.json", {"video": "a"}, known)
     frames = json.loads((tmp_path / "said.json").read_text())["frames"]

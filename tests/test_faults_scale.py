@@ -129,7 +129,7 @@ from data_prep.videos import VideoReader
 for path in map(Path, sys.argv[1:]):
     frames = int(path.stem)
     said = VideoPrediction("a/b", None, np.full((frames, 3), 1 / 3), np.full((frames, 7, 7), 1 / 49))
-    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: ((0.0, frame) for frame in VideoReader(path, 15.0)))
+    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: VideoReader(path, 15.0))
     result.overlay(path.with_suffix(".overlay.mp4"))
     print(json.dumps([len(result.times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import small_network, write_video
+from conftest import encode, small_network, write_video
 
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
@@ -65,6 +65,15 @@ def test_a_video_of_the_dataset_gets_the_decision_that_eval_made_of_its_cached_f
         assert (prediction.label, prediction.loss) == (None, None)
         assert " ".join(ranking) == expected[name]["top5"]
     assert not list(tmp_path.iterdir())  # the temporary cache is gone
+
+
+def test_times_are_those_of_the_files_time_stamps(run_dir, tmp_path):
+    """Of a video without a constant rate too, and before its frames are read again."""
+    stamps = [0.0, 0.04, 0.3, 0.31, 1.0, 1.1, 1.5]
+    encode(tmp_path / "a.mp4", len(stamps), stamps=stamps)
+    result = Recognizer(Run.open(run_dir), network=small_network()).predict(tmp_path / "a.mp4")
+    assert result.times == pytest.approx([0.0, 0.3, 1.0, 1.1, 1.5])
+    assert (result.segments[0].start, result.segments[-1].end) == (0, pytest.approx(5 / result.fps))
 
 
 def test_a_run_with_other_weights_is_refused(run_dir, tmp_path):
@@ -154,7 +163,7 @@ def test_an_overlay_of_a_result_has_the_heatmap_that_was_asked_for(tmp_path, mon
     asked, attention = [], np.full((2, 7, 7), 1 / 49)
     said = VideoPrediction("a/b", None, np.full((2, 3), 1 / 3), attention)
     frame = np.full((48, 64, 3), 90, np.uint8)
-    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: [(0.0, frame), (1 / 15, frame)])
+    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: [frame, frame])
     draw_overlays = recognizer_module.draw_overlays
 
     def draw(*arguments, heatmap, **settings):
