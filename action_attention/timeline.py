@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 
 import matplotlib as mpl
-import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -12,7 +12,7 @@ from action_attention.segments import Segment
 
 NOBODY_KNOWS = (88, 94, 106)  # where there is no action
 CURSOR = (255, 255, 255)
-TAB20 = [tuple(round(255 * part) for part in colour) for colour in mpl.color_sequences["tab20"]]
+TAB20 = [tuple(round(255 * part) for part in to_rgb(colour)) for colour in mpl.color_sequences["tab20"]]
 PALETTE = [colour for colour in TAB20[::2] + TAB20[1::2] if len(set(colour)) > 1]  # the strong ones first, no grey
 
 
@@ -37,11 +37,11 @@ def timeline_png(segments: Sequence[Segment]) -> bytes:
     figure = Figure(figsize=(12, 2.2 + 0.25 * rows), layout="constrained")
     axes = figure.add_subplot()
     for segment in segments:
-        colour = np.array(named[segment.action]) / 255
+        colour = _hex(named[segment.action])
         axes.bar(segment.start, segment.confidence, segment.end - segment.start, align="edge", color=colour)
     axes.set(xlim=(0, end), ylim=(0, 1), ylabel="confidence")
     axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
-    handles = [Patch(color=np.array(named[action]) / 255) for action in shown]
+    handles = [Patch(color=_hex(named[action])) for action in shown]
     names = [f" {action or 'none with confidence'}" for action in shown]  # one that begins with _ would be left out
     legend = figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
     for text in legend.get_texts():
@@ -49,3 +49,7 @@ def timeline_png(segments: Sequence[Segment]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
+
+
+def _hex(colour: tuple[int, ...]) -> str:
+    return f"#{bytes(colour).hex()}"
