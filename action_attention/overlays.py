@@ -1,7 +1,7 @@
 """Annotated overlays, frame by frame, and the video files they go to. The one place that draws predictions."""
 
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
@@ -17,14 +17,18 @@ from PIL import Image, ImageDraw, ImageFont
 from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, FULL, overlay, paint, relative_entropy
 from action_attention.metrics import VideoPrediction, rank_classes, running_votes
+from action_attention.segments import Segment
+from action_attention.timeline import CURSOR, colours
 
 MIN_WIDTH = 480  # pixels; smaller frames are enlarged, so that the text beside them can be read
+LONGEST = 1280  # pixels of a larger frame's longer side; more makes files and their making slower, and shows no more
 BACKGROUND, PLAIN, MUTED = (22, 24, 29), (226, 229, 235), (160, 166, 178)
 RIGHT, WRONG, NEUTRAL, OTHER = (74, 201, 106), (255, 99, 92), (106, 170, 255), (88, 94, 106)
 # DejaVu comes with matplotlib and has Latin, Greek, Cyrillic, Hebrew and Arabic letters
 FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+THREADS = 4  # of the encoder; as many on every machine, since the bytes depend on it
 STREAMS: dict[str, dict[str, Any]] = {
-    "mp4": {"codec_name": "libx264", "pix_fmt": "yuv420p", "options": {"crf": "20"}},
+    "mp4": {"codec_name": "libx264", "pix_fmt": "yuv420p", "options": {"crf": "23", "preset": "veryfast"}},
     "gif": {"codec_name": "gif", "pix_fmt": "pal8", "time_base": Fraction(1, 100)},
 }
 
@@ -39,6 +43,8 @@ def draw_overlays(
     only: Iterable[int] | None = None,
     heatmap: str = "absolute",
     boxes: np.ndarray | None = None,
+    segments: Sequence[Segment] = (),
+    times: Sequence[float] = (),
 ) -> Iterator[np.ndarray]:
     """The frames of a video with what the model says of them.
 
@@ -46,17 +52,21 @@ def draw_overlays(
     heatmap. Below it: a bar of the classes' shares of the vote so far, the true class first, then the others as they
     rank in the end; and the leading class by name. Green is the true class, red a wrong one (of the bar: the leading
     one); where the truth is unknown, blue stands for both. Below that: what the heatmap's colours mean, and, where the
-    frame's map is close to uniform, these words.
+    frame's map is close to uniform, these words. At the bottom, where there are several segments: all of them from left
+    to right, each in its action's colour, and a cursor at the frame's time.
 
     Args:
         frames: RGB, uint8 `(height, width, 3)`, one for each sampled frame.
         prediction: of that video; `label` None where the true class is unknown.
         classes: class names by id.
         vote: `mode` (shares of the vote are shares of frames won) or `mean` (mean probabilities).
-        width: of the drawn frames, pixels; None for the frame's own, but at least MIN_WIDTH.
+        width: of the drawn frames, pixels; None for the frame's own, or less if its longer side is over LONGEST, but at
+            least MIN_WIDTH.
         only: numbers of the frames to draw, ascending; None for all.
         heatmap: one of `heatmaps.HEATMAPS`.
         boxes: one for each sampled frame, `(n, 4)` of x0, y0, x1, y1 in shares of its width and height, to be drawn.
+        segments: of the video.
+        times: of the frames, in seconds; there if segments are.
 
     Yields RGB frames, uint8, of even height and width and the source's aspect ratio. Reads one frame at a time.
 
@@ -72,7 +82,7 @@ def draw_overlays(
     for number, (frame, attention, probabilities, (shares, leader)) in enumerate(each):
         if chosen is not None and number not in chosen:
             continue
-        picture = _resize(frame, width or max(MIN_WIDTH, frame.shape[1]))
+        picture = _resize(frame, width or _width(frame))
         above = _header(picture.shape[1], probabilities, prediction.label, classes)
         below = _vote_bar(picture.shape[1], shares, leader, order, prediction.label, classes)
         close = bool(relative_entropy(attention[None])[0] > CLOSE_TO_UNIFORM)
@@ -80,7 +90,10 @@ def draw_overlays(
         seen = overlay(picture, attention, heatmap)
         if boxes is not None:
             seen = _with_box(seen, boxes[number])
-        yield np.concatenate([above, seen, below, legend])
+        strips = [above, seen, below, legend]
+        if len(segments) > 1:
+            strips.append(_timeline(picture.shape[1], tuple(segments), times[number]))
+        yield np.concatenate(strips)
 
 
 def gallery(
@@ -138,6 +151,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         av.open(str(part), "w", format=kind, container_options=options) as container,
     ):
         stream = container.add_stream(rate=rate, width=width, height=height, **STREAMS[kind])
+        stream.codec_context.thread_count = THREADS
         for number, frame in enumerate(chain([first], frames)):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture.pts, picture.time_base = number, 1 / rate
@@ -163,6 +177,11 @@ def _palettes(width: int, height: int, rate: Fraction) -> av.filter.Graph:
     use.link_to(sink)
     graph.configure()
     return graph
+
+
+def _width(frame: np.ndarray) -> int:
+    """Of a drawn frame, in pixels."""
+    return max(MIN_WIDTH, round(frame.shape[1] * min(1, LONGEST / max(frame.shape))))
 
 
 def _resize(frame: np.ndarray, width: int) -> np.ndarray:
@@ -245,6 +264,31 @@ def _legend(width: int, heatmap: str, close_to_uniform: bool) -> np.ndarray:
         draw.text((left, below), "each frame to its own peak", MUTED, font, anchor="lm")
     if close_to_uniform:
         draw.text((beside, top + height // 2), "attention close to uniform", PLAIN, font, anchor="lm")
+    return np.asarray(strip)
+
+
+def _timeline(width: int, segments: tuple[Segment, ...], time: float) -> np.ndarray:
+    """The segments with a cursor at a time in seconds, RGB uint8 `(height, width, 3)`."""
+    strip, margin = _segment_strip(width, segments).copy(), _text_size(width) // 2
+    x = margin + round(time / segments[-1].end * (width - 2 * margin - 1))
+    strip[:, x - 1 : x + 2], strip[:, x] = BACKGROUND, CURSOR
+    return strip
+
+
+@lru_cache(maxsize=4)
+def _segment_strip(width: int, segments: tuple[Segment, ...]) -> np.ndarray:
+    """Each segment in its action's colour, with its name where there is room for it."""
+    size, named = _text_size(width), colours(segments)
+    margin, height, font = size // 2, 2 * round(0.7 * size), _font(round(0.8 * size))
+    strip = Image.new("RGB", (width, height + 2 * (size // 4)), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    for segment in segments:
+        ends = [margin + round(time / segments[-1].end * (width - 2 * margin)) for time in (segment.start, segment.end)]
+        left, right = ends[0], max(ends[0], ends[1] - 2)
+        draw.rectangle((left, 0, right, height - 1), named[segment.action])
+        if segment.action and font.getlength(segment.action) < right - left - 4:
+            ink = BACKGROUND if np.dot(named[segment.action], (0.3, 0.6, 0.1)) > 128 else PLAIN
+            draw.text((left + 4, height // 2), segment.action, ink, font, anchor="lm")
     return np.asarray(strip)
 
 

@@ -28,11 +28,11 @@ from action_attention.errors import UserError
 from action_attention.evaluation import predict_videos
 from action_attention.features import ArrayFeatures, FeatureCache, with_stream
 from action_attention.metrics import VideoPrediction, rank_classes
-from action_attention.overlays import draw_overlays, write_video
+from action_attention.overlays import LONGEST, draw_overlays, write_video
 from action_attention.runs import Run, pretrained_folder
 from action_attention.segments import Segment, segments
 from data_prep.backbones import Backbone, build_backbone
-from data_prep.extract import VideoEnd, cache_settings, extract
+from data_prep.extract import VideoEnd, cache_settings, extract, in_background
 from data_prep.flow import MotionMaps, network_pictures
 from data_prep.sample import CLASSES
 from data_prep.videos import VideoReader, resize, sampled
@@ -56,7 +56,7 @@ class Result:
         classes: class names by id.
         vote: how the frames decide.
         fps: sampled frames per second.
-        read: gives the sampled frames, RGB uint8.
+        read: gives the sampled frames, RGB uint8; those of a file with at most LONGEST pixels on their longer side.
         sha256: of the file; empty for frames.
         times: of the sampled frames, in seconds; none for evenly spaced ones.
         window: frames around each one that decide on its action in `segments`: the model's clip length.
@@ -157,7 +157,10 @@ class Result:
         path = Path(path)
         width = GIF_WIDTH if path.suffix == ".gif" else None
         shown: dict[str, Any] = {"width": width, "heatmap": heatmap, "boxes": self.boxes if boxes else None}
-        drawn = draw_overlays(self.read(), self.prediction, self.classes, self.vote, **shown)
+        if len(parts := self.segments) > 1:
+            shown |= {"segments": parts, "times": self.times}
+        frames = in_background(frame for frame in self.read())  # decoded while others are drawn
+        drawn = draw_overlays(frames, self.prediction, self.classes, self.vote, **shown)
         write_video(path, progress(drawn), self.fps)
         return path
 
@@ -245,10 +248,11 @@ class Recognizer:
                 for each in caches:
                     each.close()
 
-        return Result(
-            prediction, self.classes, vote, about.sampled_fps, lambda: VideoReader(path, self.fps), about.file_sha256,
-            ends[0].times, **self.of_run,
-        )  # fmt: skip
+        def read() -> Iterable[np.ndarray]:
+            return VideoReader(path, self.fps, longest=LONGEST)
+
+        of_file = about.sampled_fps, read, about.file_sha256, ends[0].times
+        return Result(prediction, self.classes, vote, *of_file, **self.of_run)
 
     def _predict_frames(self, frames: np.ndarray, fps: float | None, vote: str) -> Result:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):

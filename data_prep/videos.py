@@ -79,6 +79,7 @@ class VideoReader:
         fps: sampled frames per second.
         size: side of the square that frames are resized to (pixels, bilinear, aspect ratio not kept as in the paper);
             None keeps the file's own size.
+        longest: pixels that the longer side of a frame has at most, both sides then being even; None for any.
 
     Yields RGB frames, uint8 `(height, width, 3)`, upright. `picture` is the last one as it was before it was resized;
     `info` is complete once the iterator is exhausted.
@@ -87,8 +88,8 @@ class VideoReader:
         UnusableVideoError: the file cannot be opened, or no frame of it can be decoded.
     """
 
-    def __init__(self, path: Path, fps: float, size: int | None = None):
-        self.path, self.fps, self.size = Path(path), fps, size
+    def __init__(self, path: Path, fps: float, size: int | None = None, longest: int | None = None):
+        self.path, self.fps, self.size, self.longest = Path(path), fps, size, longest
         self.picture: Any = None
         self._packets, self._failure = 0, ""
         if not is_utf8(str(path)):
@@ -125,7 +126,7 @@ class VideoReader:
                 if time + TIME_SLACK < next_sample:
                     continue
                 try:
-                    frame = to_rgb(decoded)
+                    frame = to_rgb(decoded, self.longest)
                 except (av.FFmpegError, OSError, ValueError) as error:
                     self._failure = _reason(error)
                     continue
@@ -189,9 +190,13 @@ def first_moving_pictures(container: Any) -> Any:
     return moving[0]
 
 
-def to_rgb(frame: Any) -> np.ndarray:
+def to_rgb(frame: Any, longest: int | None = None) -> np.ndarray:
     """A decoded frame, upright, uint8 `(height, width, 3)`; OpenCV's reader converts colours by the same filter."""
-    rgb = frame.to_ndarray(format="rgb24", interpolation="BICUBIC", threads=1)
+    size, scale = {}, (longest or math.inf) / max(frame.width, frame.height)
+    if scale < 1:
+        size = {name: 2 * max(1, round(scale * getattr(frame, name) / 2)) for name in ("width", "height")}
+    filtered = "BILINEAR" if size else "BICUBIC"  # the former does for smaller pictures that people look at
+    rgb = frame.to_ndarray(format="rgb24", interpolation=filtered, threads=1, **size)
     return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
 
 

@@ -26,6 +26,8 @@ from action_attention.overlays import (
     gallery,
     write_video,
 )
+from action_attention.segments import Segment
+from action_attention.timeline import CURSOR, colours
 
 CLASSES = ["jump", "run", "walk"]
 GREY = np.full((240, 320, 3), 128, np.uint8)
@@ -239,13 +241,15 @@ def test_a_heatmap_that_there_is_not_is_refused_before_a_file_is_made(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [(176, 144), (175, 143), (320, 240), (1920, 1080), (144, 176)])
+@pytest.mark.parametrize(
+    "size", [(176, 144), (175, 143), (320, 240), (1200, 1280), (1920, 1080), (1080, 1921), (144, 176)]
+)
 def test_drawn_frames_have_even_sides_the_sources_shape_and_are_wide_enough_to_read(size):
     frame = np.full((size[1], size[0], 3), 128, np.uint8)
     (drawn,) = draw(predicted(0), frame)
     picture = parts(drawn, frame)[1]
     assert drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
-    assert drawn.shape[1] == max(480, size[0])
+    assert drawn.shape[1] == max(480, 2 * round(size[0] * min(1, 1280 / max(size)) / 2))
     assert picture.shape[1] / picture.shape[0] == pytest.approx(size[0] / size[1], rel=0.01)
     quarter = picture[: len(picture) // 2, : drawn.shape[1] // 2]
     assert count(picture, (128, 128, 128)) > 0.7 * picture.shape[0] * picture.shape[1]
@@ -401,3 +405,23 @@ def test_other_kinds_of_file_and_videos_without_frames_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one frame"):
         write_video(tmp_path / "a.mp4", iter([]), 15.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_segments_run_along_below_with_a_cursor_at_the_frames_time():
+    """Each in its own colour over its share of the width; a single one says nothing that is not there already."""
+    parts = [Segment(0, 1, "jump", 0.8), Segment(1, 3, None, 0.4), Segment(3, 4, "run", 0.9)]
+    times = [0.0, 1.0, 2.0, 3.9]
+    prediction = predicted(0, 1, 2, 0)
+    plain, drawn = draw(prediction), draw(prediction, segments=parts, times=times)
+    for time, before, after in zip(times, plain, drawn, strict=True):
+        np.testing.assert_array_equal(after[: len(before)], before)
+        strip = after[len(before) :]
+        cursor = np.flatnonzero((strip == CURSOR).all(axis=(0, 2)))
+        assert cursor == pytest.approx([480 * time / 4], abs=8)
+        row = strip[1]
+        for segment in parts:
+            found = np.flatnonzero((row == colours(parts)[segment.action]).all(axis=1))
+            assert found.min() == pytest.approx(480 * segment.start / 4, abs=10)
+            assert found.max() == pytest.approx(480 * segment.end / 4, abs=10)
+    (alone,) = draw(predicted(0), segments=parts[:1], times=[0.0])
+    np.testing.assert_array_equal(alone, draw(predicted(0))[0])

@@ -2,12 +2,14 @@
 
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 
 from action_attention.calibration import calibrated
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.segments import NONE, Segment, merge_runs, segments, window_labels
+from action_attention.timeline import clock, colours, timeline_png
 from data_prep.recognizer import Result
 
 CLASSES = ["jump", "run", "walk"]
@@ -140,3 +142,23 @@ def test_an_hour_that_changes_with_every_frame_has_no_short_run_and_no_gap():
 def test_ranking_breaks_ties_as_a_videos_vote_does():
     said = np.array([[0.6, 0.4, 0], [0.1, 0.9, 0]])  # a frame each; the second is surer
     assert window_labels(said, said, 0.0, "mode", 2).tolist() == [1, 1] == [rank_classes(said, "mode")[0]] * 2
+
+
+def test_the_picture_of_a_timeline_is_as_high_as_the_confidence_in_the_actions_colour():
+    parts = [Segment(0, 50, "jump", 0.8), Segment(50, 75, None, 0.4), Segment(75, 100, "$run$", 1.0)]
+    picture = cv2.imdecode(np.frombuffer(timeline_png(parts), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    areas = {action: int((picture == colour).all(axis=2).sum()) for action, colour in colours(parts).items()}
+    legend = 400  # pixels of its patches
+    assert areas["jump"] / areas[None] == pytest.approx(50 * 0.8 / (25 * 0.4), rel=0.05)
+    assert areas["$run$"] / areas[None] == pytest.approx(1.0 / 0.4, rel=0.05)
+    assert areas[None] > 10 * legend
+
+
+def test_twenty_actions_have_colours_of_their_own_but_for_the_last_two():
+    parts = [Segment(n, n + 1, f"action {n}", 0.9) for n in range(20)]
+    assert len({colours(parts)[segment.action] for segment in parts[:18]} | {colours(parts)[None]}) == 19
+    assert colours(parts[:3])["action 2"] == colours(parts)["action 2"]
+
+
+def test_a_clock_has_hours_where_there_are_any():
+    assert [clock(seconds) for seconds in (0, 7.9, 60, 3599, 3723)] == ["0:00", "0:07", "1:00", "59:59", "1:02:03"]

@@ -3,6 +3,7 @@
 import os
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
@@ -242,3 +243,16 @@ def test_files_that_are_passed_over_are_named(tmp_path):
         "a/notes.txt": "no video by its name",
         "top.mkv": "not <class>/<video>",
     }
+
+
+@pytest.mark.parametrize(("size", "rotation", "expected"), [
+    ((192, 108), 0, (54, 96)), ((108, 192), 0, (96, 54)), ((192, 108), 90, (96, 54)), ((90, 66), 0, (66, 90)),
+])  # fmt: skip
+def test_frames_of_at_most_so_many_pixels_are_the_same_ones_smaller(tmp_path, size, rotation, expected):
+    encode(tmp_path / "a.mp4", 12, size=size, rotation=rotation)
+    whole, small = (VideoReader(tmp_path / "a.mp4", 15.0, longest=longest) for longest in (None, 96))
+    for large, little in zip(whole, small, strict=True):
+        assert little.shape == (*expected, 3)
+        resized = cv2.resize(large, little.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(resized.astype(int) - little).mean() < 3
+    assert small.info.sample_times == whole.info.sample_times
