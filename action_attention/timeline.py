@@ -12,6 +12,7 @@ from action_attention.segments import Segment
 
 NOBODY_KNOWS = (88, 94, 106)  # where there is no action
 CURSOR = (255, 255, 255)
+NO_ACTION = "none with confidence"
 TAB20 = [tuple(round(255 * part) for part in to_rgb(colour)) for colour in mpl.color_sequences["tab20"]]
 PALETTE = [colour for colour in TAB20[::2] + TAB20[1::2] if len(set(colour)) > 1]  # the strong ones first, no grey
 
@@ -24,7 +25,7 @@ def colours(segments: Sequence[Segment]) -> dict[str | None, tuple[int, ...]]:
 
 def clock(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any: 0:07, 12:00, 1:02:03."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(int(seconds + 1e-6), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
@@ -42,7 +43,7 @@ def timeline_png(segments: Sequence[Segment]) -> bytes:
     axes.set(xlim=(0, end), ylim=(0, 1), ylabel="confidence")
     axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
     handles = [Patch(color=_hex(named[action])) for action in shown]
-    names = [f" {action or 'none with confidence'}" for action in shown]  # one that begins with _ would be left out
+    names = [f" {action or NO_ACTION}" for action in shown]  # one that begins with _ would be left out
     legend = figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -237,10 +237,10 @@ def list_videos(root: Path) -> list[str]:
     # not by glob, which passes over a folder that must not be read
     folders = [folder for folder in root.iterdir() if folder.is_dir()]
     files = [path for folder in folders for path in folder.iterdir() if not path.name.startswith(".")]
-    names = sorted(f"{path.parent.name}/{path.name}" for path in files if _is_video(path))
+    names = sorted(f"{path.parent.name}/{path.name}" for path in files if is_video(path))
     if not names:
         raise UserError(f"{root} holds no videos; expected {root}/<class>/<video>{{{','.join(EXTENSIONS)}}}")
-    return [_as_text(name) for name in names]
+    return [as_text(name) for name in names]
 
 
 def passed_over(root: Path) -> dict[str, str]:
@@ -255,18 +255,18 @@ def passed_over(root: Path) -> dict[str, str]:
         for folder, _, files in tree:
             in_class = Path(folder) == top
             for path in (Path(folder) / name for name in files if not name.startswith(".")):
-                if _is_video(path) and not in_class:
-                    found[_as_text(str(path.relative_to(root)))] = "not <class>/<video>; move it into a class folder"
-                elif in_class and not _is_video(path):
-                    found[_as_text(str(path.relative_to(root)))] = f"no video by its name ({' '.join(EXTENSIONS)})"
+                if is_video(path) and not in_class:
+                    found[as_text(str(path.relative_to(root)))] = "not <class>/<video>; move it into a class folder"
+                elif in_class and not is_video(path):
+                    found[as_text(str(path.relative_to(root)))] = f"no video by its name ({' '.join(EXTENSIONS)})"
     return dict(sorted(found.items()))
 
 
-def _is_video(path: Path) -> bool:
+def is_video(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     return name if is_utf8(name) else os.fsencode(name).decode(errors="backslashreplace")
 
 

@@ -1,12 +1,15 @@
-"""Says what one video shows: the top 5 classes, an overlay video of where the model looks, and a JSON of every frame.
+"""Says what videos show: the top 5 classes, an overlay video of where the model looks, and a JSON of every frame.
 
-python -m experiments.predict --run_dir DIR|--pretrained NAME --video FILE [--output DIR]
+python -m experiments.predict --run_dir DIR|--pretrained NAME --video FILE|FOLDER|PATTERN [--video ...] [--output DIR]
 """
 
+import csv
 import json
 import math
 import signal
 import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -14,20 +17,43 @@ from absl import flags
 from tqdm import tqdm
 
 from action_attention.errors import UserError
+from action_attention.features import write_json
 from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, HEATMAPS, relative_entropy
 from action_attention.runs import Run, pretrained_folder, pretrained_names
+from action_attention.segments import Segment
 from action_attention.settings import VOTES
+from action_attention.timeline import NO_ACTION, clock, timeline_png
 from data_prep import program
-from data_prep.recognizer import CARTOONS, NO_BOXES, Recognizer, Result, check_video, of_cartoons
+from data_prep.inputs import MADE, find_videos
+from data_prep.recognizer import CARTOONS, NO_BOXES, Recognizer, Result, of_cartoons
+from data_prep.videos import UnusableVideoError, as_text
 
-GIF_SECONDS = 10
+SHORT_SECONDS = 10  # videos up to here get a GIF too, longer ones the picture of a timeline
+OVERLAYS = {"none": (), "mp4": (".mp4",), "gif": (".gif",), "both": (".mp4", ".gif")}
+
+
+@dataclass
+class Row:
+    """A video in the summary; `error` says why there is nothing else of it."""
+
+    video: str
+    answer: str | None = None
+    confidence: float | None = None
+    calibrated: bool | None = None
+    top_class: str | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    attention_entropy: float | None = None
+    error: str | None = None
+    segments: list[Segment] = field(default_factory=list)
 
 
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory of a trained model")
     flags.DEFINE_string("pretrained", None, f"in its place, a model of this package: {_names()}")
-    flags.DEFINE_string("video", None, "video file", required=True)
+    flags.DEFINE_multi_string("video", None, "video file, folder of them, or quoted pattern; give it once for each",
+                              required=True)  # fmt: skip
     flags.DEFINE_string(
         "output", None, "folder for the overlays and the JSON [predictions, in the run directory or, pretrained, here]"
     )
@@ -35,18 +61,23 @@ def define_flags() -> None:
     flags.DEFINE_enum("vote", None, VOTES, "the video's class from its frames [as trained]")
     flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
     flags.DEFINE_bool("boxes", False, "draw where the action is as a box, cut out of the attention")
-    flags.DEFINE_bool("gif", None, f"write a GIF too [where the video is not longer than {GIF_SECONDS} s]")
+    flags.DEFINE_enum(
+        "overlay", None, OVERLAYS, f"what to draw [both, or mp4 where the video is longer than {SHORT_SECONDS} s]"
+    )
+    flags.DEFINE_bool("gif", None, "short for --overlay=both, --nogif for --overlay=mp4")
     flags.DEFINE_bool("json", True, "write each frame's time, class, confidence and attention as JSON")
     flags.DEFINE_string("weights", None, "weights file of the backbone, for a run whose features were made with one")
 
 
 def main() -> None:
-    args = flags.FLAGS
+    args, started = flags.FLAGS, time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary features, maybe gigabytes, go
-    run, path = open_run(args.run_dir, args.pretrained), Path(args.video)
+    run = open_run(args.run_dir, args.pretrained)
     output = Path(args.output) if args.output else (Path() if run.pretrained else run.folder) / "predictions"
+    if args.gif is not None and args.overlay:
+        raise UserError("--gif is short for --overlay=both, --nogif for --overlay=mp4; give one of --gif and --overlay")
     try:
-        check_video(args.video)
+        found = find_videos(args.video)
     except UserError as error:
         raise UserError(f"--video={error}") from None
     if args.label not in (None, *run.classes):
@@ -56,29 +87,103 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     if args.boxes and run.box_tau is None:
         raise UserError(f"--boxes: {NO_BOXES}")
-    print(f"features of {path} ...", file=sys.stderr)
-    result = Recognizer(run, args.weights).predict(path, vote=args.vote, scratch=output).labelled(args.label)
-    frames, seconds = len(result.probabilities), len(result.probabilities) / result.fps
-    print(f"{path}: {frames} frames, {seconds:.1f} s, {run.config.model}\n")
-    print(_answer(result), end="\n\n")
-    _print_top5(result)
-    entropy = float(relative_entropy(result.attention).mean())
-    print(_attention(entropy))
-    written = []
-    for suffix in (".mp4", ".gif")[: 1 + (seconds <= GIF_SECONDS if args.gif is None else args.gif)]:
-        bar = partial(tqdm, desc=f"drawing {suffix}", total=frames, unit="frame", disable=None, dynamic_ncols=True)
-        overlay = output / f"{path.stem}_prediction{suffix}"
-        written.append(result.overlay(overlay, bar, args.heatmap, boxes=args.boxes))
-    about = {
-        "video": str(path.absolute()), "video_sha256": result.sha256, "run_dir": str(run.folder.absolute()),
-        "model": run.config.model, "label": args.label, "vote": result.vote, "fps": result.fps, "top5": result.top5,
-        "answer": result.answer, "confidence": round(result.confidence, 6),
-        "calibrated": result.calibration is not None, "attention_entropy": round(entropy, 6),
-    }  # fmt: skip
+    recognizer, rows = Recognizer(run, args.weights), list[Row]()
+    alone = len(args.video) == 1 and Path(args.video[0]).is_file()
+    try:
+        for path, place in found.videos.items():
+            try:
+                rows.append(_predict(recognizer, path, output, place, alone))
+            except UserError as error:
+                if alone:
+                    raise
+                print(f"{as_text(str(path))}: {error}", file=sys.stderr)
+                rows.append(Row(as_text(str(path)), error=str(error)))
+    finally:
+        if not alone:
+            _write_summary(output, rows, found.passed_over)
+    _print_end(rows, output, time.monotonic() - started, alone)
+
+
+def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alone: bool) -> Row:
+    """Predicts a video, prints what it shows, in a line unless it is alone, and writes its files at `place`.
+
+    Raises UserError if it cannot be used.
+    """
+    args, name = flags.FLAGS, as_text(str(path))
+    print(f"features of {name} ...", file=sys.stderr)
+    result = recognizer.predict(path, vote=args.vote, scratch=output).labelled(args.label)
+    frames, segments = len(result.probabilities), result.segments
+    row = Row(
+        name, result.answer, round(result.confidence, 6), result.calibration is not None, result.top5[0]["class"],
+        round(frames / result.fps, 3), frames, round(float(relative_entropy(result.attention).mean()), 6),
+        segments=segments,
+    )  # fmt: skip
+    if alone:
+        print(f"{name}: {frames} frames, {row.seconds:.1f} s, {recognizer.config.model}\n\n{_answer(result)}\n")
+        _print_top5(result)
+        print(_attention(row.attention_entropy or 0))
+    else:
+        print(f"{name}: {_answer(result)}")
+    if len(segments) > 1:
+        print(_table(segments))
+    try:
+        written = _write(result, row, recognizer.run, output / place)
+    except UnusableVideoError as error:
+        raise UserError(f"{path} cannot be read once more ({error}); has it been changed meanwhile?") from error
+    if alone:
+        print("\n".join(["", *map(str, written)]))
+    return row
+
+
+def _write(result: Result, row: Row, run: Run, place: Path) -> list[Path]:
+    """Overlays, the timeline's picture and the JSON of one video, whose names begin as `place`."""
+    args, seconds, written = flags.FLAGS, row.seconds or 0, list[Path]()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    wanted = args.overlay or ("both" if (seconds <= SHORT_SECONDS if args.gif is None else args.gif) else "mp4")
+    for suffix in OVERLAYS[wanted]:
+        bar = partial(tqdm, desc=f"drawing {suffix}", total=row.frames, unit="frame", disable=None, dynamic_ncols=True)
+        written.append(result.overlay(place.with_name(place.name + MADE + suffix), bar, args.heatmap, boxes=args.boxes))
+    if seconds > SHORT_SECONDS and wanted != "none":
+        written.append(place.with_name(f"{place.name}_timeline.png"))
+        written[-1].write_bytes(timeline_png(row.segments))
     if args.json:
-        written.append(output / f"{path.stem}_prediction.json")
+        written.append(place.with_name(f"{place.name}{MADE}.json"))
+        about = {
+            "video": row.video, "video_sha256": result.sha256, "run_dir": str(run.folder.absolute()),
+            "model": run.config.model, "label": args.label, "vote": result.vote, "fps": result.fps, "top5": result.top5,
+            "answer": row.answer, "confidence": row.confidence, "calibrated": row.calibrated,
+            "attention_entropy": row.attention_entropy, "segments": [asdict(segment) for segment in row.segments],
+        }  # fmt: skip
         _write_frames(written[-1], about, result)
-    print("\n".join(["", *map(str, written)]))
+    return written
+
+
+def _write_summary(output: Path, rows: list[Row], passed_over: dict[str, str]) -> None:
+    """`summary.csv`, a row a video, and `summary.json`, with segments and what was passed over besides."""
+    columns = [column.name for column in fields(Row) if column.name != "segments"]
+    with written_whole(output / "summary.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+    write_json(output / "summary.json", {"videos": [asdict(row) for row in rows], "passed_over": passed_over})
+    if passed_over:
+        print(f"{len(passed_over)} files were passed over, such as {next(iter(passed_over))}: "
+              f"{output / 'summary.json'} says why", file=sys.stderr)  # fmt: skip
+
+
+def _print_end(rows: list[Row], output: Path, wall: float, alone: bool) -> None:
+    """The throughput, to stderr of a video that is alone: its files' names stay the last lines. Raises UserError if
+    some videos could not be used."""
+    seconds, broken = sum(row.seconds or 0 for row in rows), sum(row.error is not None for row in rows)
+    if not alone:
+        print(f"\n{output / 'summary.csv'}\n{output / 'summary.json'}")
+    print(
+        f"{len(rows)} video{'s' * (len(rows) != 1)}, {seconds:.1f} s of video in {wall:.1f} s: "
+        f"{seconds / wall:.2f} times real time",
+        file=sys.stderr if alone else sys.stdout, flush=True,
+    )  # fmt: skip
+    if broken:
+        raise UserError(f"{broken} of {len(rows)} videos could not be used; {output / 'summary.csv'} says why")
 
 
 def open_run(run_dir: str | None, pretrained: str | None) -> Run:
@@ -103,6 +208,19 @@ def _answer(result: Result) -> str:
             f"{confidence}; below {100 * threshold:g} % I do not decide)"
         )
     return f"{result.answer} (confidence {confidence}{'' if result.calibration else ', not calibrated'})"
+
+
+def _table(segments: list[Segment]) -> str:
+    """From, to, confidence and action of each segment, a line each."""
+    rows = [
+        f"  {_tenths(each.start):>9}  {_tenths(each.end):>9}  {each.confidence:>10.0%}  {each.action or NO_ACTION}"
+        for each in segments
+    ]
+    return "\n".join([f"  {'from':>9}  {'to':>9}  {'confidence':>10}  action", *rows])
+
+
+def _tenths(seconds: float) -> str:
+    return f"{clock(seconds)}.{int(10 * seconds + 1e-6) % 10}"
 
 
 def _print_top5(result: Result) -> None:

@@ -326,9 +326,9 @@ def predicted(installed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "signal", SimpleNamespace(signal=lambda *_: None, SIGTERM=signal.SIGTERM))
 
     def call(output=None, **given):
-        nothing = dict.fromkeys(("run_dir", "pretrained", "label", "vote", "weights"))
+        nothing = dict.fromkeys(("run_dir", "pretrained", "label", "vote", "weights", "overlay"))
         flags = {"heatmap": "absolute", "gif": False, "json": True, "boxes": False, **nothing}
-        flags |= {"video": str(tmp_path / "clip.avi"), "output": output}
+        flags |= {"video": [str(tmp_path / "clip.avi")], "output": output}
         monkeypatch.setattr(predict.flags, "FLAGS", SimpleNamespace(**{**flags, **given}))
         predict.main()
         said = capsys.readouterr()
@@ -347,7 +347,7 @@ def test_predict_by_a_pretrained_model(installed, predicted):
     edit(installed, "calibration.json", threshold=0.0)
     path, about, lines, said = predicted(pretrained="tiny")
     assert path == Path("predictions/clip_prediction.json")
-    assert about.keys() == OLD_KEYS | {"answer", "confidence", "calibrated"}
+    assert about.keys() == OLD_KEYS | {"answer", "confidence", "calibrated", "segments"}
     best = about["top5"][0]
     assert (about["answer"], about["calibrated"]) == (best["class"], True)
     assert about["confidence"] == pytest.approx(best["probability"], abs=1e-6)
