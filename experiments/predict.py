@@ -46,7 +46,7 @@ class Row:
     frames: int | None = None
     attention_entropy: float | None = None
     error: str | None = None
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[dict] = field(default_factory=list)
 
 
 def define_flags() -> None:
@@ -116,7 +116,10 @@ def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alon
     row = Row(
         name, result.answer, round(result.confidence, 6), result.calibration is not None, result.top5[0]["class"],
         round(frames / result.fps, 3), frames, round(float(relative_entropy(result.attention).mean()), 6),
-        segments=segments,
+        segments=[
+            {**asdict(each), "start": round(each.start, 3), "end": round(each.end, 3),
+             "confidence": round(each.confidence, 6)} for each in segments
+        ],
     )  # fmt: skip
     if alone:
         print(f"{name}: {frames} frames, {row.seconds:.1f} s, {recognizer.config.model}\n\n{_answer(result)}\n")
@@ -145,14 +148,14 @@ def _write(result: Result, row: Row, run: Run, place: Path) -> list[Path]:
         written.append(result.overlay(place.with_name(place.name + MADE + suffix), bar, args.heatmap, boxes=args.boxes))
     if seconds > SHORT_SECONDS and wanted != "none":
         written.append(place.with_name(f"{place.name}_timeline.png"))
-        written[-1].write_bytes(timeline_png(row.segments))
+        written[-1].write_bytes(timeline_png(result.segments))
     if args.json:
         written.append(place.with_name(f"{place.name}{MADE}.json"))
         about = {
             "video": row.video, "video_sha256": result.sha256, "run_dir": str(run.folder.absolute()),
             "model": run.config.model, "label": args.label, "vote": result.vote, "fps": result.fps, "top5": result.top5,
             "answer": row.answer, "confidence": row.confidence, "calibrated": row.calibrated,
-            "attention_entropy": row.attention_entropy, "segments": [asdict(segment) for segment in row.segments],
+            "attention_entropy": row.attention_entropy, "segments": row.segments,
         }  # fmt: skip
         _write_frames(written[-1], about, result)
     return written

@@ -1,18 +1,23 @@
 """One video file -> what a run says of it: the decision that `eval` makes, and the files that are left behind."""
 
 import csv
+import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from conftest import encode, small_network, write_video
+from forked import run
 
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
@@ -21,6 +26,7 @@ from action_attention.heatmaps import relative_entropy
 from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.registry import Config
 from action_attention.runs import Run
+from action_attention.segments import Segment
 from action_attention.training import train
 from data_prep import recognizer as recognizer_module
 from data_prep.recognizer import Recognizer, Result, check_video
@@ -279,3 +285,120 @@ def test_make_predict_asks_for_the_video():
     done = subprocess.run(["make", "-o", "setup", "predict"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "say which video: make predict VIDEO=FILE" in done.stdout + done.stderr
+
+
+def stand_in(read_only):
+    """In a program's process: the small network, whose making is told, and nothing is written where it may not be.
+
+    Root may write everywhere, by a capability (capabilities(7), CAP_DAC_OVERRIDE) that it can give up.
+    """
+    recognizer_module.build_backbone = lambda *_: print("network made", file=sys.stderr) or small_network()
+    if os.geteuid() == 0:
+        libc, of_version_3, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert libc.capget(of_version_3, held) == 0
+        held[0] &= ~(1 << 1)
+        assert libc.capset(of_version_3, held) == 0
+    with pytest.raises(PermissionError):
+        (read_only / "new").touch()
+
+
+def test_a_tree_of_videos_in_folders_that_may_only_be_read(run_dir, tmp_path):
+    """One network for all; a broken one is named, the others go on; each file's decision is that of it alone."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number, name in enumerate(("a.avi", "deep/er/a.avi", "deep/b.mkv")):
+        write_video(videos / name, 12 + 8 * number, seed=number)
+    (videos / "deep" / "broken.avi").write_text("no video")
+    (videos / "notes.txt").touch()
+    for folder in (videos, videos / "deep", videos / "deep" / "er"):
+        folder.chmod(0o555)
+    flags = [f"--run_dir={run_dir}", f"--output={out}", "--overlay=mp4"]
+    done = run("experiments.predict", *flags, f"--video={videos}", prepare=partial(stand_in, videos))
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("network made") == 1, done.stderr
+    assert f"error: 1 of 4 videos could not be used; {out / 'summary.csv'} says why" in done.stderr.splitlines()
+    made = ["a", "deep/b", "deep/er/a"]
+    expected = {f"{name}_prediction{suffix}" for name in made for suffix in (".mp4", ".json")}
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == expected | {"summary.csv", "summary.json"}
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["passed_over"]) == [str(videos / "notes.txt")]
+    assert [row["video"] for row in summary["videos"]] == [
+        str(videos / name) for name in ("a.avi", "deep/b.mkv", "deep/broken.avi", "deep/er/a.avi")
+    ]
+    with (out / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, said in zip(rows, summary["videos"], strict=True):
+        assert row == {key: "" if said[key] is None else str(said[key]) for key in row}
+    broken = summary["videos"].pop(2)
+    assert "broken.avi cannot be used (cannot be opened as a video: " in broken["error"]
+    recognizer = Recognizer(Run.open(run_dir), network=small_network())
+    for name, row in zip(made, summary["videos"], strict=True):
+        alone = recognizer.predict(row["video"])
+        assert row["error"] is None
+        assert (row["answer"], row["frames"]) == (alone.answer, len(alone.probabilities))
+        assert row["confidence"] == pytest.approx(alone.confidence, abs=1e-6)
+        assert row["seconds"] == pytest.approx(row["frames"] / alone.fps, abs=1e-3)
+        of_file = json.loads((out / f"{name}_prediction.json").read_text())
+        assert row["segments"] == of_file["segments"]
+        assert row["segments"] == [
+            {key: value if key == "action" else pytest.approx(value, abs=1e-3) for key, value in vars(segment).items()}
+            for segment in alone.segments
+        ]
+        assert of_file["attention_entropy"] == row["attention_entropy"]
+    seconds = sum(row["seconds"] for row in summary["videos"])
+    said = re.fullmatch(r"4 videos, ([\d.]+) s of video in ([\d.]+) s: ([\d.]+) times real time",
+                        done.stdout.splitlines()[-1])  # fmt: skip
+    assert float(said[1]) == pytest.approx(seconds, abs=0.06)
+    assert float(said[3]) == pytest.approx(seconds / float(said[2]), abs=0.02)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """What is written of a result of some seconds, with flags; a second reading is counted."""
+
+    def write(seconds, **given):
+        frames, reads = round(10 * seconds), []
+        said = VideoPrediction("a/b", None, np.full((frames, 3), 1 / 3), np.full((frames, 7, 7), 1 / 49))
+
+        def read():
+            reads.append(1)
+            return [np.full((16, 16, 3), 90, np.uint8)] * frames
+
+        result = Result(said, ["a", "b", "c"], "mode", 10.0, read)
+        flags = {"overlay": None, "gif": None, "json": False, "heatmap": "absolute", "boxes": False}
+        monkeypatch.setattr(predict.flags, "FLAGS", SimpleNamespace(**{**flags, **given}))
+        row = predict.Row("b", seconds=seconds, frames=frames)
+        written = predict._write(result, row, None, tmp_path / "b")
+        assert sorted(path for path in tmp_path.iterdir()) == sorted(written)
+        return [path.name for path in written], len(reads)
+
+    return write
+
+
+@pytest.mark.parametrize(("seconds", "given", "suffixes"), [
+    (1, {}, [".mp4", ".gif"]), (1, {"gif": False}, [".mp4"]), (1, {"overlay": "gif"}, [".gif"]),
+    (1, {"overlay": "none"}, []), (11, {"overlay": "none"}, []), (11, {}, [".mp4"]),
+    (11, {"gif": True}, [".mp4", ".gif"]), (11, {"overlay": "both"}, [".mp4", ".gif"]),
+])  # fmt: skip
+def test_what_is_drawn_is_what_was_asked_for(drawn, seconds, given, suffixes):
+    """Each overlay reads the video once more, none does not; of a longer video the timeline is a picture too."""
+    picture = ["b_timeline.png"] * (seconds > 10 and given.get("overlay") != "none")
+    assert drawn(seconds, **given) == ([*(f"b_prediction{suffix}" for suffix in suffixes), *picture], len(suffixes))
+
+
+def test_two_flags_that_say_what_to_draw_are_refused(run_dir, tmp_path):
+    flags = [f"--run_dir={run_dir}", f"--video={tmp_path}", "--overlay=none", "--gif"]
+    done = run("experiments.predict", *flags)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.endswith("give one of --gif and --overlay")
+
+
+def test_the_table_of_segments():
+    parts = [Segment(0, 59.96, "sit", 0.815), Segment(59.96, 3723.5, None, 0.4)]
+    assert predict._table(parts).splitlines() == [
+        "       from         to  confidence  action",
+        "     0:00.0     0:59.9         82%  sit",
+        "     0:59.9  1:02:03.5         40%  none with confidence",
+    ]

@@ -358,7 +358,7 @@ def test_predict_by_a_pretrained_model(installed, predicted):
 
     edit(installed, "calibration.json", threshold=0.995)
     _, unsure, lines, _ = predicted(run_dir=str(installed), output="out")
-    assert unsure == {**about, "answer": None}
+    assert unsure == {**about, "answer": None, "segments": [{**about["segments"][0], "action": None}]}
     guess = f"best guess: {best['class']}, {percent}; below 99.5 % I do not decide"
     assert f"none of my 3 actions with confidence ({guess})" in lines
     assert sorted(path.name for path in Path("out").iterdir()) == ["clip_prediction.json", "clip_prediction.mp4"]
