@@ -18,7 +18,7 @@ from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, FULL, overlay, paint, relative_entropy
 from action_attention.metrics import VideoPrediction, rank_classes, running_votes
 from action_attention.segments import Segment
-from action_attention.timeline import CURSOR, colours
+from action_attention.timeline import CURSOR, NO_ACTION, colours
 
 MIN_WIDTH = 480  # pixels; smaller frames are enlarged, so that the text beside them can be read
 LONGEST = 1280  # pixels of a larger frame's longer side; more makes files and their making slower, and shows no more
@@ -53,7 +53,7 @@ def draw_overlays(
     rank in the end; and the leading class by name. Green is the true class, red a wrong one (of the bar: the leading
     one); where the truth is unknown, blue stands for both. Below that: what the heatmap's colours mean, and, where the
     frame's map is close to uniform, these words. At the bottom, where there are several segments: all of them from left
-    to right, each in its action's colour, and a cursor at the frame's time.
+    to right, each in its action's colour, a cursor at the frame's time, and the name of the one that it is in.
 
     Args:
         frames: RGB, uint8 `(height, width, 3)`, one for each sampled frame.
@@ -269,26 +269,27 @@ def _legend(width: int, heatmap: str, close_to_uniform: bool) -> np.ndarray:
 
 def _timeline(width: int, segments: tuple[Segment, ...], time: float) -> np.ndarray:
     """The segments with a cursor at a time in seconds, RGB uint8 `(height, width, 3)`."""
-    strip, margin = _segment_strip(width, segments).copy(), _text_size(width) // 2
-    x = margin + round(time / segments[-1].end * (width - 2 * margin - 1))
-    strip[:, x - 1 : x + 2], strip[:, x] = BACKGROUND, CURSOR
+    now = bisect(segments, time, hi=len(segments) - 1, key=lambda segment: segment.end)
+    strip, size = _segment_strip(width, segments, now).copy(), _text_size(width)
+    x = size // 2 + round(time / segments[-1].end * (width - 2 * (size // 2) - 1))
+    strip[:size, x - 1 : x + 2], strip[:size, x] = BACKGROUND, CURSOR
     return strip
 
 
 @lru_cache(maxsize=4)
-def _segment_strip(width: int, segments: tuple[Segment, ...]) -> np.ndarray:
-    """Each segment in its action's colour, with its name where there is room for it."""
+def _segment_strip(width: int, segments: tuple[Segment, ...], now: int) -> np.ndarray:
+    """Each segment in its action's colour, and below the one of that number by name, with its confidence."""
     size, named = _text_size(width), colours(segments)
-    margin, height, font = size // 2, 2 * round(0.7 * size), _font(round(0.8 * size))
-    strip = Image.new("RGB", (width, height + 2 * (size // 4)), BACKGROUND)
+    margin, at = size // 2, segments[now]
+    strip = Image.new("RGB", (width, 2 * round(1.3 * size)), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     for segment in segments:
-        ends = [margin + round(time / segments[-1].end * (width - 2 * margin)) for time in (segment.start, segment.end)]
-        left, right = ends[0], max(ends[0], ends[1] - 2)
-        draw.rectangle((left, 0, right, height - 1), named[segment.action])
-        if segment.action and font.getlength(segment.action) < right - left - 4:
-            ink = BACKGROUND if np.dot(named[segment.action], (0.3, 0.6, 0.1)) > 128 else PLAIN
-            draw.text((left + 4, height // 2), segment.action, ink, font, anchor="lm")
+        ends = np.array([segment.start, segment.end]) / segments[-1].end
+        left, right = (margin + np.rint(ends * (width - 2 * margin))).astype(int).tolist()
+        draw.rectangle((left, 0, max(left, right - 2), size - 1), named[segment.action])
+    colour = named[at.action] if at.action else MUTED
+    _write_text(draw, margin, round(1.8 * size), width - 2 * margin, "", at.action or NO_ACTION,
+                f" {at.confidence:.0%}", colour)  # fmt: skip
     return np.asarray(strip)
 
 

@@ -416,12 +416,16 @@ def test_segments_run_along_below_with_a_cursor_at_the_frames_time():
     for time, before, after in zip(times, plain, drawn, strict=True):
         np.testing.assert_array_equal(after[: len(before)], before)
         strip = after[len(before) :]
-        cursor = np.flatnonzero((strip == CURSOR).all(axis=(0, 2)))
+        cursor = np.flatnonzero((strip[:14] == CURSOR).all(axis=(0, 2)))
         assert cursor == pytest.approx([480 * time / 4], abs=8)
         row = strip[1]
         for segment in parts:
             found = np.flatnonzero((row == colours(parts)[segment.action]).all(axis=1))
             assert found.min() == pytest.approx(480 * segment.start / 4, abs=10)
             assert found.max() == pytest.approx(480 * segment.end / 4, abs=10)
+    words = [after[len(before) + 14 :] for before, after in zip(plain, drawn, strict=True)]
+    assert [np.array_equal(words[0], other) for other in words] == [True, False, False, False]
+    np.testing.assert_array_equal(words[1], words[2])  # the name is that of the segment from its first moment on
+    assert not np.array_equal(words[1], words[3])
     (alone,) = draw(predicted(0), segments=parts[:1], times=[0.0])
     np.testing.assert_array_equal(alone, draw(predicted(0))[0])
