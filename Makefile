@@ -186,7 +186,7 @@ table: setup  ## one table of evaluated runs: RUN_DIR="A B" (or MODEL, SPLIT), O
 report: setup  ## evaluated runs -> a page with playing overlays: RUN_DIR="A B" (or MODEL, SPLIT), REPORT, VIDEOS, ARGS
 	$(python) -m experiments.report $(run_dirs) --output=$(call arg,REPORT) $(call optional,--videos,VIDEOS) $(ARGS)
 
-predict: setup  ## what a video shows, by the pretrained model or a run: VIDEO, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS
+predict: setup  ## what videos show, by the pretrained model or a run: VIDEO, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS
 	$(if $(VIDEO),,$(error make predict: say which video: make predict VIDEO=FILE))
 	@$(python) -m experiments.predict $(predict_by) --video=$(call arg,VIDEO) $(call optional,--output,OUTPUT) $(ARGS)
 
