@@ -58,7 +58,7 @@ def times_uniform(attention: np.ndarray, size: tuple[int, int] = SIZE) -> np.nda
     rows, columns = np.shape(attention)
     ratio = np.asarray(attention, float) * (rows * columns)
     places = np.clip(np.log2(np.fmax(ratio, 1)) / np.log2(FULL), 0, 1)  # fmax: 1 for NaN too
-    return _upsample(_upsample(places.T, size[0]).T, size[1])
+    return _upsample(_upsample(places.T, size[1]).T, size[0])
 
 
 HEATMAPS: dict[str, Callable[..., np.ndarray]] = {"absolute": times_uniform, "tutorial": heatmap}
@@ -104,15 +104,16 @@ def relative_entropy(maps: np.ndarray) -> np.ndarray:
 
 
 def _upsample(places: np.ndarray, pixels: int) -> np.ndarray:
-    """Along the first axis, by cubics, which are cut where they would leave the range of the two locations around."""
-    locations, places = len(places), np.ascontiguousarray(places, np.float32)
+    """Along the second axis, by cubics, which are cut where they would leave the range of the two locations around."""
+    locations, places = places.shape[1], np.ascontiguousarray(places, np.float32)
     before = ((np.arange(pixels) + 0.5) * locations / pixels - 0.5).clip(0).astype(int)
-    after = np.concatenate([places[1:], places[-1:]])
+    after = np.concatenate([places[:, 1:], places[:, -1:]], axis=1)
     low, high = np.minimum(places, after), np.maximum(places, after)
     # not NumPy's product, whose threads spin for ten times as long on one as small as this
-    smooth = cv2.gemm(_smoothing(locations, pixels, 0).astype(np.float32), places, 1, None, 0)  # type: ignore[call-overload]
-    for location, rows in enumerate(np.split(smooth, np.searchsorted(before, range(1, locations)))):
-        np.clip(rows, low[location], high[location], out=rows)
+    matrix = _smoothing(locations, pixels, 0).T.astype(np.float32)
+    smooth = cv2.gemm(places, matrix, 1, None, 0)  # type: ignore[call-overload]
+    for location, part in enumerate(np.split(smooth, np.searchsorted(before, range(1, locations)), axis=1)):
+        np.clip(part, low[:, location, None], high[:, location, None], out=part)
     return smooth
 
 

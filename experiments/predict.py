@@ -148,7 +148,8 @@ def _write(result: Result, row: Row, run: Run, place: Path) -> list[Path]:
         written.append(result.overlay(place.with_name(place.name + MADE + suffix), bar, args.heatmap, boxes=args.boxes))
     if seconds > SHORT_SECONDS and wanted != "none":
         written.append(place.with_name(f"{place.name}_timeline.png"))
-        written[-1].write_bytes(timeline_png(result.segments))
+        with written_whole(written[-1]) as part:
+            part.write_bytes(timeline_png(result.segments))
     if args.json:
         written.append(place.with_name(f"{place.name}{MADE}.json"))
         about = {
