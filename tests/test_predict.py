@@ -30,6 +30,7 @@ from action_attention.segments import Segment
 from action_attention.training import train
 from data_prep import recognizer as recognizer_module
 from data_prep.recognizer import Recognizer, Result, check_video
+from data_prep.videos import VideoReader
 from experiments import predict
 
 ROOT = Path(__file__).parents[1]
@@ -402,3 +403,14 @@ def test_the_table_of_segments():
         "     0:00.0     0:59.9         82%  sit",
         "     0:59.9  1:02:03.5         40%  none with confidence",
     ]
+
+
+def test_a_video_that_is_gone_before_it_is_drawn_is_named(tmp_path, monkeypatch):
+    said = VideoPrediction("a/b", None, np.full((4, 3), 1 / 3), np.full((4, 7, 7), 1 / 49))
+    result = Result(said, ["a", "b", "c"], "mode", 15.0, lambda: VideoReader(tmp_path / "gone.avi", 15.0))
+    flags = dict.fromkeys(("gif", "vote", "label")) | {"overlay": "mp4", "heatmap": "absolute", "boxes": False}
+    monkeypatch.setattr(predict.flags, "FLAGS", SimpleNamespace(**flags))
+    asked = SimpleNamespace(predict=lambda *_, **__: result, run=None)
+    with pytest.raises(UserError, match=r"gone\.avi cannot be read once more \(cannot be opened as a video: No"):
+        predict._predict(asked, tmp_path / "gone.avi", tmp_path, Path("gone"), alone=False)
+    assert not list(tmp_path.iterdir())
