@@ -102,7 +102,7 @@ def _file(path: Path) -> Frames:
     try:
         reader = VideoReader(path, fps=1000)
         for frame in reader:
-            yield reader.info.sample_time, frame
+            yield reader.info.sample_times[-1], frame
     except UnusableVideoError as error:
         raise UserError(f"{path} cannot be used ({error}); give a video that FFmpeg can decode") from error
 

@@ -39,7 +39,7 @@ from data_prep.videos import VideoReader, resize, sampled
 
 GIF_WIDTH = 360  # pixels; a GIF takes ten times the bytes of an MP4
 BATCH = 32
-CAMERA = "is a camera; predict takes a video file: record one with it first"
+CAMERA = "is a camera; give `experiments.predict` its name, --video=camera:0, or its frames to `data_prep.live`"
 NO_BOXES = (
     "this model gives no boxes: their threshold is chosen by `make eval`, given annotations of where the actor is in "
     "training videos"

@@ -1,6 +1,7 @@
 """Says what videos show: the top 5 classes, an overlay video of where the model looks, and a JSON of every frame.
 
 python -m experiments.predict --run_dir DIR|--pretrained NAME --video FILE|FOLDER|PATTERN [--video ...] [--output DIR]
+python -m experiments.predict --run_dir DIR|--pretrained NAME --video camera:0|rtsp://... [--seconds 60] [--output DIR]
 """
 
 import csv
@@ -25,9 +26,11 @@ from action_attention.segments import Segment
 from action_attention.settings import VOTES
 from action_attention.timeline import NO_ACTION, clock, timeline_png
 from data_prep import program
-from data_prep.inputs import MADE, find_videos
-from data_prep.recognizer import CARTOONS, NO_BOXES, Recognizer, Result, of_cartoons
+from data_prep.cameras import is_live
+from data_prep.inputs import MADE, Inputs, find_videos
+from data_prep.recognizer import CARTOONS, NO_BOXES, Recognizer, Result, check_video, of_cartoons
 from data_prep.videos import UnusableVideoError, as_text
+from experiments.watch import watch
 
 SHORT_SECONDS = 10  # videos up to here get a GIF too, longer ones the picture of a timeline
 OVERLAYS = {"none": (), "mp4": (".mp4",), "gif": (".gif",), "both": (".mp4", ".gif")}
@@ -52,8 +55,12 @@ class Row:
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory of a trained model")
     flags.DEFINE_string("pretrained", None, f"in its place, a model of this package: {_names()}")
-    flags.DEFINE_multi_string("video", None, "video file, folder of them, or quoted pattern; give it once for each",
-                              required=True)  # fmt: skip
+    flags.DEFINE_multi_string(
+        "video", None, "video file, folder of them, or quoted pattern; give it once for each. Or one camera:0, or "
+        "address such as rtsp://HOST/STREAM", required=True,
+    )  # fmt: skip
+    flags.DEFINE_bool("realtime", False, "play the file at its own speed, and say what it shows as of a camera")
+    flags.DEFINE_float("seconds", None, "end a camera or an address after so long [its end, or Ctrl-C]", 0.1)
     flags.DEFINE_string(
         "output", None, "folder for the overlays and the JSON [predictions, in the run directory or, pretrained, here]"
     )
@@ -76,8 +83,10 @@ def main() -> None:
     output = Path(args.output) if args.output else (Path() if run.pretrained else run.folder) / "predictions"
     if args.gif is not None and args.overlay:
         raise UserError("--gif is short for --overlay=both, --nogif for --overlay=mp4; give one of --gif and --overlay")
+    if live := args.realtime or any(map(is_live, args.video)):
+        _check_live()
     try:
-        found = find_videos(args.video)
+        found = Inputs() if live else find_videos(args.video)
     except UserError as error:
         raise UserError(f"--video={error}") from None
     if args.label not in (None, *run.classes):
@@ -88,6 +97,11 @@ def main() -> None:
     if args.boxes and run.box_tau is None:
         raise UserError(f"--boxes: {NO_BOXES}")
     recognizer, rows = Recognizer(run, args.weights), list[Row]()
+    if live:
+        drawn = {"overlay": args.overlay != "none", "heatmap": args.heatmap}
+        written = watch(recognizer, args.video[0], output, seconds=args.seconds, vote=args.vote, **drawn)
+        print("\n".join(["", *map(str, written)]))
+        return
     alone = len(args.video) == 1 and Path(args.video[0]).is_file()
     try:
         for path, place in found.videos.items():
@@ -102,6 +116,26 @@ def main() -> None:
         if not alone:
             _write_summary(output, rows, found.passed_over)
     _print_end(rows, output, time.monotonic() - started, alone)
+
+
+def _check_live() -> None:
+    """Raises UserError for what does not go with a source that is looked at while it plays."""
+    args = flags.FLAGS
+    if len(args.video) > 1:
+        raise UserError(f"--video={args.video[1]}: one camera, address or --realtime file at a time")
+    if not is_live(args.video[0]):
+        try:
+            check_video(args.video[0])
+        except UserError as error:
+            raise UserError(f"--video={error}") from None
+    unfit = {
+        "label": args.label,
+        "boxes": args.boxes,
+        "gif": args.gif,
+        "overlay": args.overlay not in (None, "none", "mp4"),
+    }
+    if given := [name for name, value in unfit.items() if value]:
+        raise UserError(f"--{given[0]} is for files, not for what is looked at while it plays; leave it out")
 
 
 def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alone: bool) -> Row:

@@ -7,6 +7,7 @@ import pytest
 
 from action_attention.errors import UserError
 from data_prep.inputs import find_videos
+from data_prep.recognizer import CAMERA
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_name_that_is_not_utf8_is_found_and_what_is_passed_over_can_be_written
 
 @pytest.mark.parametrize(("given", "sentence"), [
     (["a.avi", "absent.avi"], "absent.avi is not a file; give a video file"),
-    (["in", "camera:0"], "camera:0 is a camera; predict takes a video file: record one with it first"),
+    (["in", "camera:0"], f"camera:0 {CAMERA}"),
     (["*.mov"], "*.mov is a pattern that matches no file; predict takes one video file: give its name"),
     (["in/deep/*.txt"], "in/deep/*.txt holds no videos (.3gp"),
     ([""], " is not a file; give a video file"),

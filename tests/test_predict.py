@@ -29,8 +29,8 @@ from action_attention.runs import Run
 from action_attention.segments import Segment
 from action_attention.training import train
 from data_prep import recognizer as recognizer_module
-from data_prep.recognizer import Recognizer, Result, check_video
-from data_prep.videos import VideoReader
+from data_prep.recognizer import CAMERA, Recognizer, Result, check_video
+from data_prep.videos import VideoReader, read_frames
 from experiments import predict
 
 ROOT = Path(__file__).parents[1]
@@ -130,9 +130,9 @@ def test_a_file_anywhere_is_read_where_it_is(run_dir, tmp_path, monkeypatch):
     ("video", "sentence"),
     [
         ("{}", "{} is a folder; predict takes one video file: give one that is in it"),
-        ("camera:0", "camera:0 is a camera; predict takes a video file: record one with it first"),
-        ("0", "0 is a camera; predict takes a video file: record one with it first"),
-        (0, "0 is a camera; predict takes a video file: record one with it first"),
+        ("camera:0", f"camera:0 {CAMERA}"),
+        ("0", f"0 {CAMERA}"),
+        (0, f"0 {CAMERA}"),
         ("rtsp://a/b", "rtsp://a/b is an address; predict takes a file on this machine: save the video to one first"),
         ("{}/*.mp4", "{}/*.mp4 is a pattern that matches no file; predict takes one video file: give its name"),
         ("{}/*.avi", "{}/*.avi is a pattern that matches 2 files, such as {}/a.avi; predict takes one video file: "
@@ -280,6 +280,46 @@ def test_the_json_can_be_left_out(run_dir, tmp_path):
     assert ".json" not in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("attention: ")]
     assert line.split(" (")[0].endswith(" of uniform's entropy")
+
+
+def small_backbone():
+    """In a program's process: the small network."""
+    recognizer_module.build_backbone = lambda *_: small_network()
+
+
+def test_a_file_is_looked_at_while_it_plays(run_dir, tmp_path):
+    """Its answers are in a table with the time of each, and in a film as long as they are."""
+    write_video(tmp_path / "clip.avi", 60, seed=3)
+    out = tmp_path / "out"
+    flags = [f"--run_dir={run_dir}", f"--video={tmp_path / 'clip.avi'}", f"--output={out}", "--realtime"]
+    done = run("experiments.predict", *flags, "--seconds=1.5", prepare=small_backbone)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((out / "clip_live.csv").read_text().splitlines()))
+    times = [float(row["time"]) for row in rows]
+    assert times == sorted(set(times))
+    assert times[-1] < 1.5
+    assert f"\n{len(rows)} frames in " in done.stdout
+    assert done.stdout.splitlines()[-2:] == [str(out / "clip_live.csv"), str(out / "clip_live.mp4")]
+    assert len(read_frames(out / "clip_live.mp4", 1000.0)) == 1 + round(15 * (times[-1] - times[0]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--video=camera:0", "--video=b.avi"], "--video=b.avi: one camera, address or --realtime file at a time"),
+        (["--video=none.avi", "--realtime"], "--video=none.avi is not a file; give a video file"),
+        (["--video=camera:0", "--boxes"], "--boxes is for files, not for what is looked at while it plays; leave it"),
+        (["--video=camera:0", "--overlay=gif"], "--overlay is for files, not for what is looked at while it plays"),
+        (["--video=http://127.0.0.1:9/a.mp4"], "http://127.0.0.1:9/a.mp4 cannot be opened as a video (Connection"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_a_live_source_is_refused(run_dir, tmp_path, flags, sentence):
+    given = [f"--run_dir={run_dir}", f"--output={tmp_path / 'out'}", *flags]
+    done = run("experiments.predict", *given, prepare=small_backbone)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert sentence in line
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_make_predict_asks_for_the_video():
