@@ -23,7 +23,7 @@ ARGS        ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow faults fuzz lint download audit extract inspect train svm sweep eval fuse \
-        table predict report tensorboard bench constraints clean
+        table predict serve report tensorboard bench constraints clean
 
 goals := $(or $(MAKECMDGOALS),help)
 hash := \#
@@ -63,8 +63,8 @@ each = $(if $(call is_there,$2),$1=$(call arg,$2),$(foreach item,$($2),$1=$(call
 # --run_dir for each run; the default only where ARGS does not say which runs
 run_dirs = $(if $(filter RUN_DIR MODEL SPLIT,$(given)),$(call each,--run_dir,RUN_DIR), \
     $(if $(findstring -run_dir,$(ARGS))$(findstring -results,$(ARGS)),,$(call each,--run_dir,RUN_DIR)))
-# what predicts: a run where one was given, else the model of this package
-predict_by = $(if $(filter RUN_DIR MODEL SPLIT,$(given)),--run_dir=$(call arg,RUN_DIR), \
+# what predicts: the flags of the runs where one was given, else the model of this package
+predict_by = $(if $(filter RUN_DIR MODEL SPLIT,$(given)),$1, \
     $(if $(findstring -run_dir,$(ARGS))$(findstring -pretrained,$(ARGS)),,--pretrained=jhmdb21))
 # --splits; its default only where it is there, or where SPLIT says which of its lists
 splits = --split=$(call arg,SPLIT) $(if $(SPLITS),$(listed),$(unlisted))
@@ -188,7 +188,11 @@ report: setup  ## evaluated runs -> a page with playing overlays: RUN_DIR="A B" 
 
 predict: setup  ## what videos show, by the pretrained model or a run: VIDEO, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS
 	$(if $(VIDEO),,$(error make predict: say which video: make predict VIDEO=FILE))
-	@$(python) -m experiments.predict $(predict_by) --video=$(call arg,VIDEO) $(call optional,--output,OUTPUT) $(ARGS)
+	@$(python) -m experiments.predict $(call predict_by,--run_dir=$(call arg,RUN_DIR)) --video=$(call arg,VIDEO) \
+	    $(call optional,--output,OUTPUT) $(ARGS)
+
+serve: setup  ## a page to drop a video on, by the pretrained model or runs: RUN_DIR="A B" (or MODEL, SPLIT), ARGS
+	@$(python) -m experiments.serve $(call predict_by,$(call each,--run_dir,RUN_DIR)) $(ARGS)
 
 tensorboard: setup  ## curves and pictures of the runs below RUNS, ARGS
 	$(if $(call is_there,RUNS),,$(error make tensorboard: RUNS=$(RUNS) is not there; say which folder holds the runs))

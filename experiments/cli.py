@@ -22,6 +22,7 @@ PROGRAMS = {
     "table": ("experiments.table", "one table of evaluated runs"),
     "report": ("experiments.report", "one page with playing overlays"),
     "predict": ("experiments.predict", "what a video shows and where the model looks"),
+    "serve": ("experiments.serve", "a page to drop a video on, or use the webcam"),
     "calibrate": ("experiments.calibrate", "make a run say how sure it may be"),
     "package": ("experiments.package", "make a pretrained model of a run"),
     "settings": ("experiments.options", "list the settings of all models"),

@@ -105,7 +105,8 @@ class Jobs:
     def status(self, identity: str) -> dict[str, Any]:
         """For the page: `state`, `before` (videos whose turn is earlier), `share`, `result`, `error`."""
         with self._changed:
-            job, before = self.get(identity), int(self._running is not None)
+            job = self.get(identity)
+            before = int(self._running not in (None, job))
             for other in self._jobs.values():
                 if other is job:
                     break
@@ -241,11 +242,11 @@ def read_jpeg(jpeg: bytes) -> np.ndarray:
     """RGB, uint8 `(height, width, 3)`. Raises RefusedError; what is too large is not unpacked."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-            if max(image.size) > MAX_SIDE:
-                raise RefusedError(400, f"a frame may have {MAX_SIDE} pixels a side. Received: {image.size}")
-            return np.array(image.convert("RGB"))
+            if max(image.size) <= MAX_SIDE:
+                return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise RefusedError(400, "a frame must be a JPEG picture") from error
+    raise RefusedError(400, f"a frame may have {MAX_SIDE} pixels a side. Received: {image.size}")
 
 
 def data_url(bgr: np.ndarray, kind: str) -> str:

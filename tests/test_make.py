@@ -27,6 +27,7 @@ FLAGS = {
     "table": {"RUN_DIR": "run_dir", "OUTPUT": "output"},
     "report": {"RUN_DIR": "run_dir", "REPORT": "output", "VIDEOS": "videos"},
     "predict": {"RUN_DIR": "run_dir", "VIDEO": "video", "OUTPUT": "output"},
+    "serve": {"RUN_DIR": "run_dir"},
     "tensorboard": {"RUNS": "logdir"},
     "bench": {"OUTPUT": "output", "VIDEOS": "videos", "FEATURES": "features"},
     "fuzz": {"SECONDS": "seconds"},
@@ -141,7 +142,7 @@ def test_the_flags_are_those_of_the_program(checkout, target):
 @pytest.mark.parametrize("target", [*FLAGS, *OTHERS])
 def test_what_a_target_does_not_take_is_refused(checkout, target):
     taken = {*GENERAL, "ARGS", *FLAGS[target]} if target in FLAGS else {*GENERAL, *OTHERS[target]}
-    taken |= {"MODEL", "SPLIT"} if target in ("eval", "table", "report", "predict") else set()
+    taken |= {"MODEL", "SPLIT"} if target in ("eval", "table", "report", "predict", "serve") else set()
     for name in {*VARIABLES, "FEATURE"} - taken:
         sentence = f"make {target}: {name} would change nothing there; `make help` says what each target takes"
         assert refusal(checkout, target, **{name: "x"}) == sentence
@@ -178,6 +179,7 @@ def test_defaults(checkout):
     assert calls_of(checkout, "predict", VIDEO="v") == [
         ["-m", "experiments.predict", "--pretrained=jhmdb21", "--video=v"]
     ]
+    assert calls_of(checkout, "serve") == [["-m", "experiments.serve", "--pretrained=jhmdb21"]]
     assert calls_of(checkout, "fuzz") == [["tests/fuzz.py", "--seconds=600"]]
     # the default folder of HMDB-51 is for HMDB-51: eval and report know where their run's videos were
     (checkout / "data" / "hmdb51" / "videos").mkdir(parents=True)
@@ -211,7 +213,7 @@ def test_the_default_run_directory_is_of_model_and_split(checkout):
     assert "--run_dir=runs/svm-split1" in calls_of(checkout, "svm", environment={"MODEL": "softmax"})[0]
 
 
-@pytest.mark.parametrize("target", ["table", "report"])
+@pytest.mark.parametrize("target", ["table", "report", "serve"])
 def test_several_runs(checkout, target):
     def runs(**given):
         (arguments,) = calls_of(checkout, target, **given)
