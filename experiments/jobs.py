@@ -39,7 +39,7 @@ class RefusedError(UserError):
         self.status = status
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A client's video, `folder/video`, and what became of it: `folder/overlay.mp4` and `result`, or `error`."""
 
@@ -153,8 +153,9 @@ class Jobs:
 
     def _counted(self, job: Job, frames: Iterable, count: int) -> Iterator:
         for number, frame in enumerate(frames, 1):
-            if job not in self._jobs.values():
-                raise UserError("cancelled")
+            with self._changed:
+                if job not in self._jobs.values():
+                    raise UserError("cancelled")
             job.share = number / count
             yield frame
 

@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
         max_bytes: of a video.
     """
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, THREADS
 
     def __init__(
         self, address: tuple[str, int], recognizers: list[Recognizer], page: str, folder: Path, max_bytes: int
@@ -105,19 +105,18 @@ class Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if origin is not None and origin != f"http://{self.headers['Host']}":
             raise RefusedError(403, "another page may not ask this")
-        if self.command != "GET":
-            length = self.headers.get("Content-Length", "0" if self.command == "DELETE" else "")
-            if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,15}", length):
-                self.close_connection = True
-                raise RefusedError(411, "say the length of what you send")
-            self.unread = int(length)
-            # which another site cannot send without asking first, and is not answered
-            if not re.fullmatch(r"[\w-]{16,64}", self.headers.get("X-Client", "")):
-                raise RefusedError(403, "say who you are in X-Client, 16 to 64 letters or digits")
+        length = self.headers.get("Content-Length", "" if self.command == "POST" else "0")
+        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,15}", length):
+            self.close_connection = True
+            raise RefusedError(411, "say the length of what you send")
+        self.unread = int(length)
+        # which another site cannot send without asking first, and is not answered
+        if self.command != "GET" and not re.fullmatch(r"[\w-]{16,64}", self._client):
+            raise RefusedError(403, "say who you are in X-Client, 16 to 64 letters or digits")
 
     @property
     def _client(self) -> str:
-        return self.headers["X-Client"]
+        return self.headers.get("X-Client", "")
 
     def _recognizer(self, number: str) -> Recognizer:
         if int(number) >= len(self.server.recognizers):

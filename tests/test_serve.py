@@ -34,7 +34,7 @@ from data_prep.recognizer import Recognizer, Result
 from experiments import jobs as jobs_module
 from experiments import serve
 from experiments.jobs import CAMERAS, KEPT, WAITING, read_jpeg
-from experiments.server import Server
+from experiments.server import THREADS, Server
 from tests.test_report import CHROMIUM, CHROMIUM_FLAGS, in_browser
 from tests.test_training import config, make_run
 
@@ -339,6 +339,23 @@ def test_there_is_nothing_else(gated, path):
     assert ask(gated, "GET", path)[0] == 404
 
 
+def test_connections_are_bounded(gated):
+    """Those that say nothing hold no more than their number; the next ones are closed, until some end."""
+    silent = [socket.create_connection(("127.0.0.1", gated.server_port)) for _ in range(THREADS)]
+    with pytest.raises(OSError, match=r"closed connection|reset"):
+        ask(gated, "GET", "/")
+    for connection in silent:
+        connection.close()
+
+    def answers():
+        try:
+            return ask(gated, "GET", "/")[0] == 200
+        except OSError:
+            return False
+
+    until(answers)
+
+
 def test_there_are_no_other_runs(gated):
     for run in (1, 9999):
         assert (
@@ -623,7 +640,7 @@ def plays(page):
 def test_an_upload_plays_beside_what_the_model_says(open_page, recognizer, clip):
     page, expected = open_page(), recognizer.predict(clip)
     page.set_input_files("#file-input", clip)
-    page.locator("#answers").wait_for(timeout=60_000)
+    page.locator("#overlay").wait_for(timeout=60_000)
     assert plays(page)
     assert page.locator("#answer").inner_text() == expected.answer
     assert page.locator("#sure").inner_text() == f"Confidence {int(100 * expected.confidence)} %, not calibrated"
@@ -675,7 +692,7 @@ def test_the_camera_gives_a_class_live_and_recorded(open_page, with_page):
     page.click("#start")
     page.wait_for_timeout(800)
     page.click("#stop")
-    page.locator("#answers").wait_for(timeout=60_000)
+    page.locator("#overlay").wait_for(timeout=60_000)
     assert plays(page)
     assert page.locator("#answer").inner_text() in CLASSES
     assert page.locator("#file").inner_text().startswith("your recording: ")
