@@ -83,8 +83,9 @@ class Jobs:
             for former in [identity for identity, job in self._jobs.items() if job.client == client]:
                 self._remove(former)
             identity = secrets.token_urlsafe(16)
-            self._jobs[identity] = job = Job(client, recognizer, self._folder / identity)
+            job = Job(client, recognizer, self._folder / identity)
             job.folder.mkdir()
+            self._jobs[identity] = job
             return identity
 
     def get(self, identity: str) -> Job:

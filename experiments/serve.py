@@ -83,6 +83,7 @@ def make_page(recognizers: list[Recognizer], max_bytes: int) -> str:
                 "name": folder.name if unique else str(folder),
                 "classes": recognizer.classes,
                 "fps": recognizer.fps,
+                "vote": recognizer.config.training.vote,
                 "threshold": calibration["threshold"] if calibration else None,
                 "warning": CARTOONS if of_cartoons(recognizer.run) else None,
             }

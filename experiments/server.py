@@ -91,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
                     return answer(self, *found.groups())
             raise RefusedError(404, "there is nothing of that name here")
         except RefusedError as error:
+            self.close_connection = True  # what else was sent may be of any kind
             self._send_json(error.status, {"error": str(error)})
         except OSError:  # the client is gone, or silent for too long
             self.close_connection = True
@@ -107,7 +108,6 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(403, "another page may not ask this")
         length = self.headers.get("Content-Length", "" if self.command == "POST" else "0")
         if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,15}", length):
-            self.close_connection = True
             raise RefusedError(411, "say the length of what you send")
         self.unread = int(length)
         # which another site cannot send without asking first, and is not answered
@@ -132,18 +132,17 @@ class Handler(BaseHTTPRequestHandler):
         if not 0 < self.unread <= self.server.max_bytes:
             most = f"{self.server.max_bytes / 1e6:g} MB"
             raise RefusedError(413, f"a video may have up to {most}" if self.unread else "the file is empty")
-        jobs = self.server.jobs
-        identity = jobs.begin(self._client, self._recognizer(run))
+        jobs, identity = self.server.jobs, ""
         try:
+            identity = jobs.begin(self._client, self._recognizer(run))
             with jobs.get(identity).video.open("wb") as file:
                 for block in self._body(UPLOAD_SECONDS):
-                    try:
-                        file.write(block)
-                    except OSError as error:
-                        raise RefusedError(507, f"the video cannot be kept here ({error.strerror})") from error
+                    file.write(block)
             jobs.submit(identity)
-        except BaseException:
+        except BaseException as error:
             jobs.drop(identity, self._client)
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+                raise RefusedError(507, f"the video cannot be kept here ({error.strerror})") from error
             raise
         self._send_json(201, {"video": identity})
 
@@ -161,9 +160,10 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(404, "this video is not finished")
         with job.overlay.open("rb") as file:
             size = file.seek(0, 2)
-            first, last = _part(self.headers.get("Range", ""), size)
-            about = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {first}-{last}/{size}"}
-            self._send(206 if "Range" in self.headers else 200, "video/mp4", last + 1 - first, about)
+            part = _part(self.headers.get("Range", ""), size)
+            first, last = part or (0, size - 1)
+            about = {"Accept-Ranges": "bytes"} | ({"Content-Range": f"bytes {first}-{last}/{size}"} if part else {})
+            self._send(206 if part else 200, "video/mp4", last + 1 - first, about)
             file.seek(first)
             for start in range(first, last + 1, BLOCK):
                 self.wfile.write(file.read(min(BLOCK, last + 1 - start)))
@@ -199,11 +199,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, kind: str, content: bytes | int, headers: dict[str, str] | None = None) -> None:
         """An answer, or, if its length is given, what stands before it."""
-        if self.unread:  # a browser reads no answer before all that it sends is taken
-            self.close_connection = True
-            if self.unread <= self.server.max_bytes:
-                for _ in self._body(self.timeout):
-                    pass
+        if self.unread <= self.server.max_bytes:  # a browser reads no answer before all that it sends is taken
+            for _ in self._body(self.timeout):
+                pass
         self.send_response(status)
         length = content if isinstance(content, int) else len(content)
         about = {"Content-Type": kind, "Content-Length": str(length), **HEADERS, **(headers or {})}
@@ -232,11 +230,11 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _part(asked: str, size: int) -> tuple[int, int]:
-    """First and last byte of a Range header; all of them for any that is not understood. Raises RefusedError."""
+def _part(asked: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of a Range header; None for any that is not understood. Raises RefusedError."""
     found = re.fullmatch("bytes=([0-9]*)-([0-9]*)", asked)
     if not found or found.groups() == ("", ""):
-        return 0, size - 1
+        return None
     start, end = found.groups()
     first = int(start) if start else max(0, size - int(end))
     last = min(int(end), size - 1) if start and end else size - 1

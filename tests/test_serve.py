@@ -14,6 +14,7 @@ import tracemalloc
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -179,6 +180,8 @@ def test_the_page_says_what_predict_says_and_the_overlay_is_one_that_browsers_pl
         part = ask(served, "GET", f"/videos/{identity}/overlay.mp4", Range=f"bytes={asked}")
         assert (part[0], part[2]) == (206, content[start:end])
     assert ask(served, "GET", f"/videos/{identity}/overlay.mp4", Range=f"bytes={len(content)}-")[0] == 416
+    whole = ask(served, "GET", f"/videos/{identity}/overlay.mp4", Range="bytes=0-1,5-6")
+    assert (whole[0], whole[1]["Content-Range"], whole[2]) == (200, None, content)
 
 
 def test_nothing_of_a_video_is_left_but_its_overlay_and_that_only_until_the_next(gated, gate, tmp_path):
@@ -287,6 +290,15 @@ def test_videos_are_bounded_before_and_while_they_come_and_one_that_ends_early_l
     until(lambda: not any((tmp_path / "files").iterdir()))
     gate.opened.release()
     assert finished(gated, give(gated, b"the place is free again"))["state"] == "done"
+
+
+def test_a_full_disk_is_one_sentence_and_the_place_is_free_again(gated, gate, monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr(jobs_module.Job, "video", Path("/dev/full"))
+        status, _, content = ask(gated, "POST", "/runs/0/videos", bytes(100_000))
+    assert (status, content["error"]) == (507, "the video cannot be kept here (No space left on device)")
+    gate.opened.release()
+    assert finished(gated, give(gated, b"video"))["state"] == "done"
 
 
 def test_a_video_is_never_in_memory_as_a_whole(gated, gate, tmp_path):
@@ -646,6 +658,9 @@ def test_an_upload_plays_beside_what_the_model_says(open_page, recognizer, clip)
     assert page.locator("#sure").inner_text() == f"Confidence {int(100 * expected.confidence)} %, not calibrated"
     rows = [row.inner_text().split("\n") for row in page.locator("#top li").all()]
     assert [name for name, _ in rows] == [row["class"] for row in expected.top5]
+    assert (
+        page.locator("#meaning").inner_text().startswith("Mean probability over the frames; in the order of frames won")
+    )
     assert page.locator("#file").inner_text() == "“clip.mp4”: 1.5 s, 23 frames looked at"
     parts = page.locator("#segments li").all_inner_texts()
     assert len(parts) == page.locator("#timeline button").count() == len(expected.segments)
