@@ -1,6 +1,7 @@
 """The page to drop a video on: its server, asked as browsers and others would, and the page in a browser."""
 
 import base64
+import configparser
 import http.client
 import json
 import os
@@ -292,9 +293,10 @@ def test_videos_are_bounded_before_and_while_they_come_and_one_that_ends_early_l
     assert finished(gated, give(gated, b"the place is free again"))["state"] == "done"
 
 
-def test_a_full_disk_is_one_sentence_and_the_place_is_free_again(gated, gate, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_place_is_free_again(gated, gate, tmp_path, monkeypatch):
+    (tmp_path / "full").symlink_to("/dev/full")
     with monkeypatch.context() as full:
-        full.setattr(jobs_module.Job, "video", Path("/dev/full"))
+        full.setattr(jobs_module.Job, "video", tmp_path / "full")
         status, _, content = ask(gated, "POST", "/runs/0/videos", bytes(100_000))
     assert (status, content["error"]) == (507, "the video cannot be kept here (No space left on device)")
     gate.opened.release()
@@ -540,6 +542,12 @@ def test_it_takes_runs_or_a_pretrained_model(program, run_dir):
     for given, count in (({"run_dir": []}, "neither is"), ({"pretrained": "jhmdb21"}, "both are")):
         with pytest.raises(UserError, match=f"^give --run_dir, a run of yours, or --pretrained .*; {count} given$"):
             program(**given)
+
+
+def test_the_page_is_in_the_package():
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parents[1] / "setup.cfg")
+    assert "serve.html" in settings["options.package_data"]["experiments"].split()
 
 
 def test_a_port_that_is_taken_is_one_sentence(program, monkeypatch):
