@@ -287,7 +287,7 @@ def _segment_strip(width: int, segments: tuple[Segment, ...], now: int) -> np.nd
         ends = np.array([segment.start, segment.end]) / segments[-1].end
         left, right = (margin + np.rint(ends * (width - 2 * margin))).astype(int).tolist()
         draw.rectangle((left, 0, max(left, right - 2), size - 1), named[segment.action])
-    colour = named[at.action] if at.action else MUTED
+    colour = PLAIN if at.action else MUTED  # green and red say what is right
     _write_text(draw, margin, round(1.8 * size), width - 2 * margin, "", at.action or NO_ACTION,
                 f" {at.confidence:.0%}", colour)  # fmt: skip
     return np.asarray(strip)
