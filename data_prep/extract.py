@@ -422,12 +422,21 @@ def define_flags() -> None:
         "backbone", "vgg16", "vgg16, efficientnet_lite0 (or 1, 2), a network of keras.applications (ResNet50V2), "
         "timm:NAME, keras_hub:PRESET, or one of your own"
     )  # fmt: skip
-    flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a file of weights of the backbone")
+    flags.DEFINE_string(
+        "weights",
+        "imagenet",
+        "imagenet, random (seeded), a file of weights of the backbone, or one by data_prep.quantize",
+    )
     flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be had, say so and use random ones")
     flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
     flags.DEFINE_bool("prune", False, "remove from the cache the videos that are gone from --videos")
-    flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "of the network; auto is the fast one here")
-    flags.DEFINE_enum("runtime", "tensorflow", ["tensorflow", "openvino"], "what runs the network")
+    flags.DEFINE_enum(
+        "precision", "auto", ["auto", "float32", "bfloat16", "int8"],
+        "of the network; auto is the fast one here, and int8 is what data_prep.quantize makes",
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "runtime", None, ["tensorflow", "openvino"], "what runs the network [tensorflow; openvino for one in int8]"
+    )
     flags.DEFINE_enum("stream", "rgb", STREAMS, "the frames, or the optical flow between them as pictures")
     flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
     flags.DEFINE_bool(

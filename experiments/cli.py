@@ -13,6 +13,7 @@ PROGRAMS = {
     "sample": ("data_prep.sample", "render the sample dataset"),
     "audit": ("data_prep.audit", "check a split before anything is trained on it"),
     "extract": ("data_prep.extract", "videos -> feature cache"),
+    "quantize": ("data_prep.quantize", "a backbone -> the same in int8"),
     "inspect": ("data_prep.inspect", "print and check a feature cache"),
     "train": ("experiments.train", "feature cache -> run directory"),
     "sweep": ("experiments.sweep", "search hyper-parameters on validation videos"),

@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from action_attention.errors import UserError
 from action_attention.registry import registered_backbones
-from data_prep.backbones import applications, efficientnet_lite, hubs, vgg16  # noqa: F401 - some register themselves
+from data_prep.backbones import applications, efficientnet_lite, hubs, quantized, vgg16  # noqa: F401 - two register
 from data_prep.backbones.base import Backbone
-from data_prep.backbones.openvino_runtime import OpenVinoNetwork
+from data_prep.backbones.openvino_runtime import OpenVinoNetwork, graph_of
 from data_prep.backbones.pooled import PooledNetwork
 
 __all__ = ["Backbone", "build_backbone"]
@@ -23,7 +24,7 @@ def build_backbone(
     name: str = "vgg16",
     weights: str = "imagenet",
     precision: str = "auto",
-    runtime: str = "tensorflow",
+    runtime: str | None = None,
     grid: int | None = None,
 ) -> Backbone:
     """A backbone with its weights and preprocessing.
@@ -31,9 +32,11 @@ def build_backbone(
     Args:
         name: of a registered backbone, in whatever case; of a network of `keras.applications`, as Keras spells it;
             `timm:NAME` or `keras_hub:PRESET`. The name that a cache keeps is one too, and brings its grid.
-        weights: `imagenet`, `random` (seeded; for tests and dry runs) or a file of weights of the backbone.
-        precision: `float32`, `bfloat16`, or `auto`: what the backbone says is best here.
-        runtime: what runs the network, `tensorflow` or `openvino`; it changes speed, and no cube beyond rounding.
+        weights: `imagenet`, `random` (seeded; for tests and dry runs), a file of weights of the backbone, or one of the
+            backbone in int8 (`quantized`).
+        precision: `float32`, `bfloat16`, `int8` for such a file alone, or `auto`: what is best here.
+        runtime: what runs the network, `tensorflow` or `openvino`; it changes speed, and no cube beyond rounding. None
+            is OpenVINO for a network in int8, else TensorFlow.
         grid: means over so many by so many cells in place of the network's own map.
 
     Raises:
@@ -42,7 +45,8 @@ def build_backbone(
     name, _, of_cache = name.partition(POOLED)
     name, grid = name.split(" ")[0], int(of_cache) if of_cache else grid
     build = _builder(name)
-    backbone = build(weights, precision)
+    in_int8 = quantized.is_meant(weights, precision, runtime)
+    backbone = quantized.read(Path(weights), build("random", "float32")) if in_int8 else build(weights, precision)
     if backbone.name.split(" ")[0].lower() != name.lower():
         raise UserError(
             f"the backbone {name} calls itself {backbone.name!r}; a cache finds its backbone again by the first word "
@@ -50,11 +54,12 @@ def build_backbone(
         )
     if not all(np.isfinite(tensor).all() for tensor in backbone.model.get_weights()):
         raise UserError(f"the weights of {backbone.name} hold NaN or infinity; give other ones with --weights")
-    if runtime == "openvino":
+    if runtime == "openvino" and not in_int8:
         exact = backbone if backbone.precision == "float32" else build(weights, "float32")
         if not isinstance(exact.model, keras.Model):
             raise UserError(f"--runtime=openvino runs Keras networks, and {name} is none; leave it out")
-        backbone = replace(backbone, model=OpenVinoNetwork(exact.model, backbone.precision), runtime=runtime)
+        network = OpenVinoNetwork(graph_of(exact.model), exact.model, backbone.precision)
+        backbone = replace(backbone, model=network, runtime=runtime)
     if grid:
         backbone = replace(backbone, model=PooledNetwork(backbone.model, grid), name=f"{backbone.name}{POOLED}{grid}")
     return backbone
