@@ -62,7 +62,9 @@ def is_meant(weights: str, precision: str, runtime: str | None) -> bool:
             )
         return False
     if precision not in ("auto", "int8"):
-        raise UserError(f"{weights} is a network in int8 and cannot compute in {precision}; give int8 or other weights")
+        raise UserError(
+            f"{weights} is a network in int8, but {precision} is asked for; give other --weights or no --precision"
+        )
     if runtime not in (None, "openvino"):
         raise UserError(f"{weights} is a network in int8, which OpenVINO alone runs; leave out --runtime={runtime}")
     return True
@@ -134,7 +136,7 @@ def read(path: Path, asked: Backbone) -> Backbone:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, SyntaxError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        reason = (str(error).strip() or "it ends too early").splitlines()[-1]
         raise UserError(
             f"{path} is no {asked.name} in int8 ({reason}); make one with python -m data_prep.quantize "
             f"--backbone={asked.name.split(' ')[0]}"
@@ -192,7 +194,7 @@ def _check_maps(network: OpenVinoNetwork) -> None:
     """Raises ValueError, or what OpenVINO raises, unless it makes frames into cubes, by way of maps of usual sizes."""
     frames = np.zeros((BATCH, *network.input_shape[1:]), np.uint8)
     network.graph.reshape(list(frames.shape))
-    largest = max(WIDEST * frames.size, *(tensor.size for tensor in network.get_weights()))
+    largest = max([WIDEST * frames.size, *(tensor.size for tensor in network.get_weights())])
     shapes = (output.partial_shape for op in network.graph.get_ops() for output in op.outputs())
     if any(shape.is_dynamic or math.prod(shape.to_shape()) > largest for shape in shapes):
         raise ValueError("its maps are larger than those of such networks")
