@@ -16,6 +16,7 @@ SECONDS     ?= 600
 BACKBONE    ?=
 ANNOTATIONS ?=
 ARCHIVES    ?=
+FORMAT      ?=
 OUTPUT      ?=
 VIDEO       ?=
 # text of the shell: ARGS="--label='sit down'"
@@ -23,7 +24,7 @@ ARGS        ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow faults fuzz lint download audit extract inspect train svm sweep eval fuse \
-        table predict serve report tensorboard bench constraints clean
+        table predict serve report export tensorboard bench constraints clean
 
 goals := $(or $(MAKECMDGOALS),help)
 hash := \#
@@ -193,6 +194,11 @@ predict: setup  ## what videos show, by the pretrained model or a run: VIDEO, RU
 
 serve: setup  ## a page to drop a video on, by the pretrained model or runs: RUN_DIR="A B" (or MODEL, SPLIT), ARGS
 	@$(python) -m experiments.serve $(call predict_by,$(call each,--run_dir,RUN_DIR)) $(ARGS)
+
+export: setup  ## a model for other programs, or to pass on: FORMAT, RUN_DIR (or MODEL, SPLIT), OUTPUT, ARGS=--with_backbone
+	$(if $(FORMAT),,$(error make export: say which: make export FORMAT=onnx, saved_model, litert or package))
+	@$(python) -m experiments.export $(call predict_by,--run_dir=$(call arg,RUN_DIR)) --format=$(call arg,FORMAT) \
+	    --output=$(call quoted,$(or $(OUTPUT),exported/$(FORMAT))) $(ARGS)
 
 tensorboard: setup  ## curves and pictures of the runs below RUNS, ARGS
 	$(if $(call is_there,RUNS),,$(error make tensorboard: RUNS=$(RUNS) is not there; say which folder holds the runs))

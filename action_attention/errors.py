@@ -14,3 +14,8 @@ def remedy(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return "its folder was removed meanwhile"
     return "see that it can be written"
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, short enough for a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

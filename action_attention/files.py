@@ -6,11 +6,12 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from action_attention.errors import UserError
+from action_attention.errors import UserError, remedy
 
 
 def file_sha256(path: Path, skip: int = 0, on_block: Callable[[], object] = lambda: None) -> str:
@@ -61,6 +62,29 @@ def written_whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, whose content is in `folder` when the block ends; if it is left early, there is nothing.
+
+    Raises UserError if `folder` is there and not an empty folder, or cannot be written to.
+    """
+    is_new = not os.path.lexists(folder)
+    try:
+        if not is_new and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is there already and not an empty folder; give another --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+            yield Path(part)
+            for path in Path(part).iterdir():
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror or error}); {remedy(error)}") from error
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing came into it
 
 
 @contextmanager

@@ -4,14 +4,16 @@
 `model.keras` (the best model), `last_state.npz` and `history.json` (for `--resume`), `logs` (TensorBoard),
 `calibration.json` (how sure it may be) and `eval/<subset>/` with `metrics.json`, `predictions.csv`, `frames.npz` and
 pictures. A pretrained model is a run that only predicts: `run.json`, `model.npz` (its weights in float16) in place of
-`model.keras`, `calibration.json` and `card.md`; those that this package brings are in `PRETRAINED`.
+`model.keras`, `calibration.json` and `card.md`; those that come with this software are in `PRETRAINED`.
 """
 
 import csv
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,19 +29,19 @@ import tensorflow as tf
 from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.calibration import LIMITS
 from action_attention.clips import class_names
-from action_attention.errors import UserError, remedy
+from action_attention.errors import UserError, first_line, remedy
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import check_name, check_plain, check_tree
 from action_attention.localization import CONTROLS
 from action_attention.metrics import VideoPrediction
 from action_attention.model_file import ModelFile, by_path, load_arrays
 from action_attention.models import ActionModel
+from action_attention.packages import PARTS, unpacked
 from action_attention.registry import Config, model_names
 from action_attention.settings import VOTES
 from action_attention.untrusted import complaint, read_json, read_npz
 
 FILES = ("run.json", "split.json", "flags.txt", "model.keras", "last_state.npz", "history.json", "logs")
-OF_PRETRAINED = ("model.npz", "calibration.json", "card.md")  # and run.json
 PRETRAINED = Path(__file__).parent / "pretrained"
 SUBSETS = ("train", "validation", "test")
 SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
@@ -98,7 +100,7 @@ OF_FRAMES = ("clip_top1", "frame_top1", "cross_entropy")  # null where a model d
 class Run:
     """A run directory. `about` is the content of `run.json`, `split` the names of videos by subset.
 
-    `Run(folder)` only names its files; `Run.open(folder)` reads one that is there.
+    `Run(folder)` only names its files; `Run.open(folder)` reads one that is there, or a package (`packages.py`).
     """
 
     folder: Path
@@ -109,18 +111,22 @@ class Run:
     def __post_init__(self) -> None:
         self.json_file, self.split_file, self.flags_file = (self.folder / name for name in FILES[:3])
         self.model_file, self.state_file, self.history_file, self.logs = (self.folder / name for name in FILES[3:])
-        self.arrays_file, self.calibration_file, self.card_file = (self.folder / name for name in OF_PRETRAINED)
+        self.arrays_file, self.calibration_file, self.card_file = (self.folder / name for name in PARTS[1:])
 
     @classmethod
     def open(cls, folder: Path, *, of_frames: bool = True, finished: bool = False, pretrained: bool = False) -> "Run":
         """Raises UserError if there is no run, if it is damaged or a newer version made it, with `of_frames` if its
         model decides on whole videos, with `finished` if its training has not come to its end, and unless `pretrained`
         if it is a pretrained model, which has no `split`."""
-        run = cls(Path(folder))
+        run = cls(folder := Path(folder))
+        if temporary := unpacked(folder):
+            run = cls(temporary)
+            run.folder = folder  # as it is called; its files are in the temporary one
+            weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
         try:
             run.about = read_json(run.json_file, MADE_BY)
             run.split = {} if run.pretrained else read_json(run.split_file, SPLIT)
-            check_tree(run.folder)
+            check_tree(run.json_file.parent)
             schema = run.about.get("schema_version", 1)
             if schema <= SCHEMA_VERSION:
                 run._check()
@@ -261,11 +267,10 @@ class Run:
         try:
             yield
         except Exception as error:  # Keras raises whatever its parts raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             again = "get the pretrained model again" if self.pretrained else "train again"
             raise UserError(
-                f"{path} cannot be read as a model of this version, with Keras {version('keras')} ({reason}); it was "
-                f"made by {self.made_by}: use that, or {again}"
+                f"{self.folder / path.name} cannot be read as a model of this version, with Keras {version('keras')} "
+                f"({first_line(error)}); it was made by {self.made_by}: use that, or {again}"
             ) from error
 
     def calibration(self) -> dict[str, Any] | None:
@@ -279,7 +284,7 @@ class Run:
                     raise ValueError(f"{name} is {found[name]}, not from {low:g} to {high:g}")
         except ValueError as error:
             raise UserError(
-                f"{self.calibration_file} is damaged ({error}); make it again with `python -m experiments.calibrate "
+                f"{self.folder / PARTS[2]} is damaged ({error}); make it again with `python -m experiments.calibrate "
                 f"--run_dir={self.folder}`, or remove it"
             ) from error
         return found

@@ -25,7 +25,7 @@ PROGRAMS = {
     "predict": ("experiments.predict", "what a video shows and where the model looks"),
     "serve": ("experiments.serve", "a page to drop a video on, or use the webcam"),
     "calibrate": ("experiments.calibrate", "make a run say how sure it may be"),
-    "package": ("experiments.package", "make a pretrained model of a run"),
+    "export": ("experiments.export", "a model for other programs, or to pass on"),
     "settings": ("experiments.options", "list the settings of all models"),
 }
 CONFIGS = Path(__file__).parent / "configs"

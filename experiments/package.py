@@ -1,39 +1,35 @@
-"""Makes a pretrained model of an evaluated and calibrated run: a small folder that `predict` and `load` take by name.
-
-python -m experiments.package --run_dir DIR --name NAME --data TEXT --licence TEXT --limits TEXT [--output FOLDER]
-"""
+"""What `export --format=package` writes of an evaluated and calibrated run: four small files to predict with."""
 
 import io
 import json
 import math
-import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from action_attention.errors import UserError
 from action_attention.model_file import half_arrays
 from action_attention.models import ActionModel
+from action_attention.packages import PARTS, write_package
 from action_attention.registry import defaults
 from action_attention.runs import PRETRAINED, Run
-from data_prep import program
 from experiments.calibrate import runs_in_words
 from experiments.table import SHARED_CONTROLS
 
-MAX_BYTES = 6_000_000  # everybody who installs this package downloads it, and git keeps each version of it for ever
+UNSAID = "not stated by whoever made it"
 KEPT = (
     "schema_version", "config", "classes", "dataset", "split", "validation", "videos", "best", "epochs", "seconds",
     "git", "versions",
 )  # fmt: skip
 
 
-def package(run: Run, folder: Path, *, data: str, licence: str, limits: str) -> int:
-    """Writes `run.json`, `model.npz`, `calibration.json` and `card.md` of a run; returns their size in bytes.
+def package(run: Run, output: Path, *, data: str = UNSAID, licence: str = UNSAID, limits: str = UNSAID) -> None:
+    """Writes `run.json`, `model.npz`, `calibration.json` and `card.md` of a run, into a folder or a `.zip`.
 
     Nothing is written of the machine that the run was made on, nor of its folders. Raises UserError if the run is not
-    evaluated on its test videos or not calibrated, or the files would be larger than `MAX_BYTES`.
+    evaluated on its test videos or not calibrated, or the output cannot be written to.
     """
     metrics, calibration = run.metrics("test"), run.calibration()
     if calibration is None:
@@ -53,24 +49,11 @@ def package(run: Run, folder: Path, *, data: str, licence: str, limits: str) -> 
         about["box_tau"] = run.box_tau
     if "flow" in cache:
         about["cache"]["flow"] = _without_folder(cache["flow"])
-    packaged = Run(folder)
-    files = {
-        packaged.arrays_file: weights.getvalue(),
-        packaged.calibration_file: _json(calibration),
-        packaged.card_file: card(folder.name, run, model, metrics, calibration, data, licence, limits).encode(),
-        packaged.json_file: _json(about),  # last: without it, it is no model yet
-    }
-    size = sum(map(len, files.values()))
-    if size > MAX_BYTES:
-        raise UserError(
-            f"{run.folder} would be {size / 1e6:.1f} MB as a pretrained model, and at most {MAX_BYTES / 1e6:g} MB are "
-            "allowed; train one with a smaller --lstm_units, or on features of fewer channels"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    packaged.json_file.unlink(missing_ok=True)
-    for path, content in files.items():
-        path.write_bytes(content)
-    return size
+    contents = (
+        _json(about), weights.getvalue(), _json(calibration),
+        card(output, run, model, metrics, calibration, data, licence, limits).encode(),
+    )  # fmt: skip
+    write_package(dict(zip(PARTS, contents, strict=True)), output)
 
 
 def _without_folder(cache: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +62,7 @@ def _without_folder(cache: dict[str, Any]) -> dict[str, Any]:
 
 
 def card(
-    name: str, run: Run, model: ActionModel, metrics: dict, calibration: dict, data: str, licence: str, limits: str
+    output: Path, run: Run, model: ActionModel, metrics: dict, calibration: dict, data: str, licence: str, limits: str
 ) -> str:
     """`card.md`: what the model is, was trained on, gets right and wrong, and where it should not be relied on."""
     settings, usual, features = run.config.flat(), defaults(run.config.model), run.features
@@ -89,13 +72,15 @@ def card(
     videos = run.about.get("videos", {})
     of_test = f"{metrics['dataset']}, split {metrics['split']}, {metrics['videos']} test videos"
     given = [f"--model={run.config.model}", *map(_flag, changed, changed.values())]
+    name = output.name.removesuffix(".zip")
+    here = f"--pretrained={name}" if output.parent == PRETRAINED else f"--run_dir={shlex.quote(output.name)}"
     lines = [
         f"# {name}",
         "",
         f"{run.config.model}, {count:,} weights in float16: which of {len(run.classes)} actions a video shows, and "
         "where the model looks.",
         "",
-        f"    python -m experiments.predict --pretrained={name} --video=clip.mp4",
+        f"    python -m experiments.predict {here} --video=clip.mp4",
         "",
         "| | |",
         "|---|---|",
@@ -128,7 +113,7 @@ def card(
         f"    python -m experiments.train {' '.join(given)}",
         "",
         "with --features, --splits and --run_dir; then experiments.eval, experiments.calibrate and "
-        f"experiments.package. Git revision {run.about.get('git', 'unknown')}; "
+        f"experiments.export. Git revision {run.about.get('git', 'unknown')}; "
         f"{_listed(run.about.get('versions', {}))}.",
         "",
     ]
@@ -179,25 +164,3 @@ def _flag(name: str, value: Any) -> str:
 
 def _json(content: dict) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("run_dir", None, "run directory, evaluated on its test videos and calibrated", required=True)
-    flags.DEFINE_string("name", None, "of the pretrained model", required=True)
-    flags.DEFINE_string("data", None, "what it was trained on, for its card", required=True)
-    flags.DEFINE_string("licence", None, "of the data and the weights, for its card", required=True)
-    flags.DEFINE_string("limits", None, "where it should not be relied on, for its card", required=True)
-    flags.DEFINE_string("output", None, "folder of pretrained models [the one in this package]")
-
-
-def main() -> None:
-    args = flags.FLAGS
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
-        raise UserError(f"--name={args.name} must be of a-z, 0-9, - and _, so that it is a folder and a word")
-    run, folder = Run.open(Path(args.run_dir), finished=True), Path(args.output or PRETRAINED) / args.name
-    size = package(run, folder, data=args.data, licence=args.licence, limits=args.limits)
-    print(f"{folder}: {size / 1e6:.2f} MB (at most {MAX_BYTES / 1e6:g})")
-
-
-if __name__ == "__main__":
-    program.run(main, define_flags)

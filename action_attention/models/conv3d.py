@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from action_attention.models.base import ActionModel, ModelSettings
-from action_attention.models.locations import uniform_maps
+from action_attention.models.locations import flatten_locations, uniform_maps
 from action_attention.registry import register_model
 from action_attention.settings import setting
 
@@ -44,7 +44,7 @@ class Convolutions3D(keras.layers.Layer):
         maps = features
         for convolution in self.convolutions:
             maps = convolution(maps)
-        return ops.mean(maps, axis=(2, 3)), uniform_maps(features, mask)
+        return ops.mean(flatten_locations(maps), axis=2), uniform_maps(features, mask)
 
 
 @register_model("conv3d", Conv3DSettings)
