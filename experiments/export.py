@@ -21,29 +21,20 @@ from experiments.package import package
 from experiments.predict import open_run
 
 OF_PACKAGE = ("data", "licence", "limits")
-OF_FILE = ("frames", "with_backbone", "weights")
-MEANINGS = {
-    "features": "the backbone's cubes of the sampled frames",
-    "frames": "the sampled frames, RGB, resized to the square bilinearly whatever their aspect ratio",
-    "mask": "true for real frames, which come first; a shorter clip repeats its last frame and has zeros in motion",
-    "motion": "how far each location moves until the next sampled frame against the camera, in percent of the frame's "
-    "longer side; the last frame has the map before it (data_prep/flow.py, MotionMaps)",
-    "flow": "the same of the optical flow's pictures to the next sampled frame (data_prep/flow.py, flow_pictures)",
-    "logits": "of each frame's classes; their softmax to the power of 1/temperature, scaled to sum 1, is calibrated",
-    "attention": "how much each location weighs; a real frame's sum is 1",
-}
+OF_FILE = ("part", "frames", "with_backbone", "weights")
 
 
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory of a trained model")
     flags.DEFINE_string("pretrained", None, "in its place, a model of this package")
-    flags.DEFINE_enum("format", None, [*exports.FILES, "package"], "what to write", required=True)
+    flags.DEFINE_enum("format", None, [*exports.SUFFIXES, "package"], "what to write", required=True)
     flags.DEFINE_string(
         "output",
         None,
         "folder to write to, new or empty; a package becomes an archive if it ends in .zip",
         required=True,
     )
+    flags.DEFINE_enum("part", None, exports.PARTS, "whole clips [clip], or a stream's initial and step, frame by frame")
     flags.DEFINE_integer("frames", None, "frames of a clip, which are a constant of the file [as trained]", 1, 1000)
     flags.DEFINE_bool("with_backbone", None, "put the backbone in front: RGB frames in, in place of features")
     flags.DEFINE_string("weights", None, "weights file of the backbone, for a run whose features were made with one")
@@ -63,31 +54,26 @@ def main() -> None:
             raise UserError(f"{run.folder} is a package already; pass it on as it is")
         package(Run.open(run.folder, finished=True), output, **{
             name: text for name in OF_PACKAGE if (text := getattr(args, name)) is not None})  # fmt: skip
-        written = output
     else:
-        written = export(run, args.format, output, args.frames, bool(args.with_backbone), args.weights)
-    files = [written] if written.is_file() else [path for path in written.rglob("*") if path.is_file()]
-    print(f"{written}: {sum(path.stat().st_size for path in files) / 1e6:.2f} MB")
+        options = {name: value for name in OF_FILE if (value := getattr(args, name)) is not None}
+        export(run, args.format, output, **options)
+    files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
+    print(f"{output}: {sum(path.stat().st_size for path in files) / 1e6:.2f} MB")
 
 
 def export(
-    run: Run,
-    kind: str,
-    output: Path,
-    frames: int | None = None,
-    with_backbone: bool = False,
+    run: Run, kind: str, output: Path, part: str = "clip", frames: int | None = None, with_backbone: bool = False,
     weights: str | None = None,
-) -> Path:
-    """Writes a run's model, in float32, as `exports.write` does; returns the path.
+) -> None:  # fmt: skip
+    """Writes a run's model, in float32, as `exports.write` does.
 
-    Raises UserError if the run's model or its backbone cannot be read, or the format cannot hold them.
+    Raises UserError as that does, and if the run's model or its backbone cannot be read or put in front.
     """
-    frames = frames or run.config.training.clip_length
-    model = exports.in_float32(run.model())
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(f"--format={kind} takes Keras on TensorFlow; leave KERAS_BACKEND out")
     networks = keras_networks(run, weights) if with_backbone else None
-    specs = exports.inputs_of(model, frames, networks)
-    whole = exports.OfFrames(model, networks) if networks else model
-    return exports.write(whole, specs, kind, describe(run, specs, frames), output)
+    frames = frames or run.config.training.clip_length
+    exports.write(exports.in_float32(run.model()), part, networks, frames, kind, describe(run), output)
 
 
 def keras_networks(run: Run, weights: str | None) -> dict[str, keras.Model]:
@@ -105,30 +91,18 @@ def keras_networks(run: Run, weights: str | None) -> dict[str, keras.Model]:
     return networks
 
 
-def describe(run: Run, specs: exports.Specs, frames: int) -> dict[str, Any]:
-    """What a program must know to use an export without this package; JSON."""
+def describe(run: Run) -> dict[str, Any]:
+    """What a program must know to use an export without this package, beside what it takes and gives; JSON."""
     calibration = run.calibration()
     streams = [made for made in (run.features, run.flow_features) if made]
-    batch = [] if "frames" in specs else [None]
-    height, width = run.about["cache"].get("cube_shape", [None, None, None])[:2]
-    outputs = {"logits": [*batch, frames, len(run.classes)], "attention": [*batch, frames, height, width]}
+    of_backbone = ("backbone", "weights", "weights_sha256", "preprocessing", "resize")
     return {
         "made_by": f"action_attention {action_attention.__version__}",
         "model": run.config.model,
         "classes": run.classes,
         "fps": run.features["fps"],
-        "frames": frames,
-        "inputs": {
-            name: {"shape": list(spec.shape), "dtype": spec.dtype, "meaning": MEANINGS[name]}
-            for name, spec in specs.items()
-        },
-        "outputs": {
-            name: {"shape": shape, "dtype": "float32", "meaning": MEANINGS[name]} for name, shape in outputs.items()
-        },
         "features": [
-            {"stream": with_stream(made)["stream"]}
-            | {key: made.get(key) for key in ("backbone", "weights", "weights_sha256", "preprocessing", "resize")}
-            for made in streams
+            {"stream": with_stream(made)["stream"], **{key: made.get(key) for key in of_backbone}} for made in streams
         ],
         "vote": run.config.training.vote,
         "calibration": calibration and {key: calibration[key] for key in ("temperature", "threshold")},

@@ -28,6 +28,7 @@ FLAGS = {
     "report": {"RUN_DIR": "run_dir", "REPORT": "output", "VIDEOS": "videos"},
     "predict": {"RUN_DIR": "run_dir", "VIDEO": "video", "OUTPUT": "output"},
     "serve": {"RUN_DIR": "run_dir"},
+    "export": {"FORMAT": "format", "RUN_DIR": "run_dir", "OUTPUT": "output"},
     "tensorboard": {"RUNS": "logdir"},
     "bench": {"OUTPUT": "output", "VIDEOS": "videos", "FEATURES": "features"},
     "fuzz": {"SECONDS": "seconds"},
@@ -142,7 +143,7 @@ def test_the_flags_are_those_of_the_program(checkout, target):
 @pytest.mark.parametrize("target", [*FLAGS, *OTHERS])
 def test_what_a_target_does_not_take_is_refused(checkout, target):
     taken = {*GENERAL, "ARGS", *FLAGS[target]} if target in FLAGS else {*GENERAL, *OTHERS[target]}
-    taken |= {"MODEL", "SPLIT"} if target in ("eval", "table", "report", "predict", "serve") else set()
+    taken |= {"MODEL", "SPLIT"} if target in ("eval", "table", "report", "predict", "serve", "export") else set()
     for name in {*VARIABLES, "FEATURE"} - taken:
         sentence = f"make {target}: {name} would change nothing there; `make help` says what each target takes"
         assert refusal(checkout, target, **{name: "x"}) == sentence
@@ -180,6 +181,12 @@ def test_defaults(checkout):
         ["-m", "experiments.predict", "--pretrained=jhmdb21", "--video=v"]
     ]
     assert calls_of(checkout, "serve") == [["-m", "experiments.serve", "--pretrained=jhmdb21"]]
+    assert calls_of(checkout, "export", FORMAT="onnx") == [
+        ["-m", "experiments.export", "--pretrained=jhmdb21", "--format=onnx", "--output=exported/onnx"]
+    ]
+    assert refusal(checkout, "export") == (
+        "make export: say which: make export FORMAT=onnx, saved_model, litert or package"
+    )
     assert calls_of(checkout, "fuzz") == [["tests/fuzz.py", "--seconds=600"]]
     # the default folder of HMDB-51 is for HMDB-51: eval and report know where their run's videos were
     (checkout / "data" / "hmdb51" / "videos").mkdir(parents=True)

@@ -97,7 +97,7 @@ def test_from_sample_to_table(tmp_path):
         ("experiments.report", ("--run_dir={}", "--output={}/report"), "holds no training run"),
         ("experiments.table", ("--run_dir={}", "surplus"), "unknown argument 'surplus'"),
         ("experiments.calibrate", ("--run_dir={}", "--from={}", "--from={}/b"), "holds no training run"),
-        ("experiments.package", ("--run_dir={}", "--name=a", "--data=b", "--licence=c", "--limits=d"), "holds no "),
+        ("experiments.export", ("--run_dir={}", "--format=package", "--output={}/a"), "holds no training run"),
         ("experiments.predict", ("--video={}",), "neither is given"),
     ],
 )
