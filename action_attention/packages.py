@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from action_attention.errors import UserError, first_line
+from action_attention.errors import UserError, first_line, remedy
 from action_attention.files import check_plain, new_folder, written_whole
 from action_attention.untrusted import check_stored
 
@@ -28,10 +28,13 @@ def write_package(files: dict[str, bytes], output: Path) -> None:
         return
     if output.exists():
         raise UserError(f"{output} is there already; give another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(output) as part, zipfile.ZipFile(part, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # of no date, so that its bytes are always the same
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(output) as part, zipfile.ZipFile(part, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(zipfile.ZipInfo(name), content)  # of no date, so that its bytes are always the same
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error}); {remedy(error)}") from error
 
 
 def unpacked(address: Path) -> Path | None:
