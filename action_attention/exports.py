@@ -33,7 +33,7 @@ ABOUT = "action_attention.json"  # the file's name
 ONNX_KEY = "action_attention"
 NEEDED = {"onnx": ("onnx", "onnxruntime", "tf2onnx")}  # beside what this package needs itself
 TOLERANCE = 1e-4  # of outputs, against Keras, as a share of the largest where that is above 1
-OF_FRAMES_TOLERANCE = 2e-3  # behind a backbone, whose cubes may be rounded to the next number of float16
+OF_FRAMES_TOLERANCE = 1e-3  # behind a backbone, whose rounding errors add up
 FRAMES = {"features": "frames"}  # what a network in front sees in place of a model's input
 STATE = "state_"
 MEANINGS = {
@@ -75,8 +75,7 @@ class Exported(keras.Model):
         given = {name: value for name, value in inputs.items() if not name.startswith(STATE)}
         states = [inputs[f"{STATE}{number}"] for number in range(len(inputs) - len(given))]
         for name, network in self.networks.items():
-            cubes = network(given.pop(FRAMES.get(name, name)), training=False)  # of float16, as caches hold them
-            given[name] = ops.cast(cubes, "float32")
+            given[name] = ops.cast(network(given.pop(FRAMES.get(name, name)), training=False), "float32")
         if self.networks:
             given = {name: value[None] for name, value in given.items()}
         outputs, after = self._outputs(given, states)

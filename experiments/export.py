@@ -82,12 +82,13 @@ def keras_networks(run: Run, weights: str | None) -> dict[str, keras.Model]:
     for name, of_run in zip(("features", "flow"), Recognizer(run, weights).networks.values(), strict=False):
         exact = of_run.precision == "float32"
         backbone = of_run if exact else build_backbone(of_run.name, weights or of_run.weights, "float32")
-        if not isinstance(backbone.model, keras.Model):
+        try:
+            networks[name] = backbone.unrounded()
+        except TypeError as error:
             raise UserError(
                 f"--with_backbone takes Keras networks, and {backbone.name} of {run.folder} is none; leave it out, and "
                 "compute its features by other means"
-            )
-        networks[name] = backbone.model
+            ) from error
     return networks
 
 

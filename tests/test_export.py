@@ -224,7 +224,9 @@ def test_a_backbone_in_bfloat16_is_exported_in_float32(run_dir, monkeypatch):
     monkeypatch.setattr(recognizer_module, "build_backbone", lambda *_: coarse)
     asked = []
     monkeypatch.setattr(program, "build_backbone", lambda *given: (asked.append(given), made)[1])
-    assert program.keras_networks(run, None) == {"features": made.model}
+    networks, frames = program.keras_networks(run, None), np.full((1, 224, 224, 3), 77, np.uint8)
+    np.testing.assert_array_equal(np.asarray(networks["features"](frames)).astype(np.float16), made(frames))
+    assert networks["features"].output.dtype == "float32"
     assert asked == [("VGG16 stand-in", "random", "float32")]
 
 

@@ -45,9 +45,29 @@ class Backbone:
         """A frame's features: height, width, channels."""
         return self.model.output_shape[1:]
 
+    def unrounded(self) -> keras.Model:
+        """The network without the float16 at its end, which two runtimes round differently. Raises TypeError if it is
+        no Keras network."""
+        if not isinstance(self.model, keras.Model):
+            raise TypeError(f"{self.name} is no Keras network")
+        last = self.model.operations[-1]
+        return keras.Model(self.model.input, last.input if last.name.startswith("cast") else last.output)
+
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Cubes of a batch of frames, float16 `(batch, height, width, channels)`."""
         return np.asarray(self.model.predict_on_batch(frames))
+
+
+class Preprocessing(keras.layers.Layer):
+    """A function of frames as a layer, so that its constants are made in each graph: an export to ONNX would take those
+    that a graph finds outside for inputs."""
+
+    def __init__(self, function: Callable):
+        super().__init__(dtype="float32", name="preprocessing")
+        self.function = function
+
+    def call(self, frames: Any) -> Any:
+        return self.function(frames)
 
 
 def frozen_model(
@@ -59,7 +79,7 @@ def frozen_model(
 ) -> keras.Model:
     """The `model` of a `Backbone`: its preprocessing, and the network that `trunk` puts behind it."""
     frames = keras.Input((size, size, 3), dtype="uint8")
-    preprocessed, previous = preprocess(keras.ops.cast(frames, "float32")), keras.config.dtype_policy()
+    preprocessed, previous = Preprocessing(preprocess)(keras.ops.cast(frames, "float32")), keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     network = trunk(preprocessed)
     keras.config.set_dtype_policy(previous)
