@@ -287,7 +287,8 @@ class Recognizer:
 
 
 def load(run_dir: str | Path, weights: str | None = None) -> Recognizer:
-    """A trained run by its directory, or a pretrained model by its name, ready to `predict`.
+    """A trained run by its directory, a package (folder, `.zip`, `hf://owner/name`) or a pretrained model by its name,
+    ready to `predict`.
 
     A path that exists is taken before a pretrained model of that name. Raises UserError if there is neither, or it
     cannot be read.

@@ -323,7 +323,7 @@ def predicted(installed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "signal", SimpleNamespace(signal=lambda *_: None, SIGTERM=signal.SIGTERM))
 
     def call(output=None, **given):
-        nothing = dict.fromkeys(("run_dir", "pretrained", "label", "vote", "weights", "overlay"))
+        nothing = dict.fromkeys(("run_dir", "pretrained", "label", "vote", "weights", "overlay", "realtime", "seconds"))
         flags = {"heatmap": "absolute", "gif": False, "json": True, "boxes": False, **nothing}
         flags |= {"video": [str(tmp_path / "clip.avi")], "output": output}
         monkeypatch.setattr(predict.flags, "FLAGS", SimpleNamespace(**{**flags, **given}))

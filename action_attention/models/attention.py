@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from action_attention.models.locations import flatten_locations
+from action_attention.models.locations import at_each, flatten_locations
 from action_attention.settings import setting
 
 Look = Callable[[int, Any], Any]
@@ -138,7 +138,7 @@ class LocationScores(Attention):
             self.log_temperature = self.add_weight(shape=(), initializer="zeros", name="log_temperature")
 
     def over(self, cube: Any, frame_means: Any, drop: Callable[[Any], Any], prior: Any = None) -> Look:
-        from_frames = self.from_frame(cube)
+        from_frames = at_each(self.from_frame, cube)
 
         def look(t: int, hidden: Any) -> Any:
             from_hidden = self.from_hidden(hidden if len(hidden.shape) == 3 else hidden[:, None])

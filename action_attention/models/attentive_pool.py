@@ -9,7 +9,7 @@ from keras import ops
 
 from action_attention.models.attention import CENTRE_PRIOR, MOTION_PRIOR, make_prior
 from action_attention.models.base import ActionModel, ModelSettings
-from action_attention.models.locations import flatten_locations, to_maps
+from action_attention.models.locations import at_each, flatten_locations, to_maps
 from action_attention.registry import register_model
 from action_attention.settings import setting
 
@@ -58,7 +58,7 @@ class AttentivePooling(keras.layers.Layer):
     def call(self, features: Any, mask: Any, motion: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         frames, cube = features.shape[1], flatten_locations(features)
         locations = cube.shape[2]
-        scores = ops.cast(self.to_scores(cube), "float32")  # (B, T, L, M)
+        scores = ops.cast(at_each(self.to_scores, cube), "float32")  # (B, T, L, M)
         if self.prior:
             scores = scores + ops.cast(self.prior(features, motion), "float32")[..., None]
         scores = ops.where(mask[:, :, None, None], scores, -1e9)

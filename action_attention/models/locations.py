@@ -12,6 +12,15 @@ def flatten_locations(features: Any) -> Any:
     return ops.reshape(features, (-1 if batch is None else batch, frames, height * width, channels))
 
 
+def at_each(layer: Any, cube: Any) -> Any:
+    """A layer over the last axis of `(B, T, L, D)`: `(B, T, L, U)`.
+
+    By way of rows: TensorFlow 2.21 on oneDNN gets products of `(B, 1, L, D)` and a matrix wrong, and Keras 3.12 makes them.
+    """
+    rows = layer(ops.reshape(cube, (-1, cube.shape[-1])))
+    return ops.reshape(rows, (-1, *cube.shape[1:-1], rows.shape[-1]))
+
+
 def to_maps(weights: Any, mask: Any, size: tuple[int, int]) -> Any:
     """`(B, T, L)` weights of locations as float32 maps `(B, T, H, W)`, zero where a frame is padding."""
     weights = ops.cast(weights, "float32") * ops.cast(mask, "float32")[..., None]

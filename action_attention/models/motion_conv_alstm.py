@@ -9,7 +9,7 @@ from keras import ops
 
 from action_attention.models.attention import Look
 from action_attention.models.conv_alstm import AttentionConvLSTM, ConvALSTM, ConvALSTMSettings, ConvALSTMTraining
-from action_attention.models.locations import flatten_locations, neighbourhoods
+from action_attention.models.locations import at_each, flatten_locations, neighbourhoods
 from action_attention.models.states import ClipStates
 from action_attention.registry import register_model
 from action_attention.settings import but, setting
@@ -64,7 +64,7 @@ class MotionScores(keras.layers.Layer):
     def over(self, cube: Any, flow: Any, states: list, prior: Any = None) -> Look:
         """As `Attention.over`, of frames in turn; the cubes of frames and flow are `(B, T, L, D)`. `states` are g_{t-1}
         and e_{t-1}, and then those of the frame that was looked at."""
-        from_frames, locations = self.from_frame(cube), cube.shape[2]
+        from_frames, locations = at_each(self.from_frame, cube), cube.shape[2]
 
         def look(t: int, hidden: Any) -> Any:
             before = [ops.reshape(each, (-1, self.units)) for each in states]
