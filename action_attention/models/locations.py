@@ -15,7 +15,7 @@ def flatten_locations(features: Any) -> Any:
 def at_each(layer: Any, cube: Any) -> Any:
     """A layer over the last axis of `(B, T, L, D)`: `(B, T, L, U)`.
 
-    By way of rows: TensorFlow 2.21 on oneDNN gets products of `(B, 1, L, D)` and a matrix wrong, and Keras 3.12 makes them.
+    By way of rows, since TensorFlow 2.21 on oneDNN gets products of `(B, 1, L, D)` wrong, which Keras 3.12 makes of it.
     """
     rows = layer(ops.reshape(cube, (-1, cube.shape[-1])))
     return ops.reshape(rows, (-1, *cube.shape[1:-1], rows.shape[-1]))
