@@ -108,13 +108,16 @@ class DamagedError(UserError):
 
 
 class ShardWriter:
-    """Writes one shard to a temporary file; `commit` makes it durable and gives it its final name.
+    """Writes one shard to a temporary file, `part`; `commit` makes it durable and gives it its final name.
 
     Raises OSError, and leaves no temporary file, where it cannot be written.
     """
 
-    def __init__(self, path: Path, cube_shape: tuple, settings: dict, software: dict, compression: str = "zstd"):
-        self.path, self._part = path, path.with_suffix(".part")
+    def __init__(
+        self, path: Path, cube_shape: tuple, settings: dict, software: dict, compression: str = "zstd",
+        part: Path | None = None,
+    ):  # fmt: skip
+        self.path, self._part = path, part or path.with_suffix(".part")
         self._file: h5py.File = None
         # an append may write a chunk anew elsewhere, since it was not full, and one more that will not be full
         self._reserve = max(RESERVED_BYTES, 3 * CHUNK_FRAMES * 2 * math.prod(cube_shape))
@@ -375,7 +378,7 @@ class FeatureCache:
         except ValueError as error:
             remedy = "run the same extraction again to rebuild it"
             raise UserError(f"{index_file} is damaged ({error}); {remedy}") from error
-        self.shards = open_shards(self.folder)
+        self.shards = open_shards(shard_paths(self.folder))
         self.settings = self.shards[0].settings if self.shards else {}
         self.cube_shape: Any = self.shards[0].cube_shape if self.shards else ()
         found = {shard.path.name: _index_entry(shard) for shard in self.shards} | {"its settings": self.settings}
@@ -566,9 +569,9 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.h5"))
 
 
-def open_shards(folder: Path) -> list[Shard]:
-    """All complete shards below `folder`, in order. Raises UserError if one is damaged or they are not of one kind."""
-    shards = [Shard(path) for path in shard_paths(folder)]
+def open_shards(paths: Iterable[Path]) -> list[Shard]:
+    """Shards of one cache, in order. Raises UserError if one is damaged or they are not of one kind."""
+    shards = [Shard(path) for path in paths]
     seen: dict[str, Shard] = {}
     for shard in shards:
         if shard.settings != shards[0].settings:
@@ -589,17 +592,23 @@ def write_index(
 
     `passed_over` are files below `source` that were not taken for videos: path -> why; `rejects.json` names them too.
     """
-    index = {"settings": shards[0].settings if shards else {}, "source": str(source), "complete": complete}
-    index |= {"shards": [_index_entry(shard) for shard in shards], "passed_over": passed_over or {}}
     rejects = {name: reason for shard in shards for name, reason in shard.rejects.items()}
     write_json(folder / "rejects.json", rejects | (passed_over or {}))
-    write_json(folder / "index.json", index)
+    write_json(folder / "index.json", index_of(shards, source, complete, passed_over))
 
 
-def write_json(path: Path, content: object) -> None:
+def index_of(
+    shards: list[Shard], source: Path, complete: bool, passed_over: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What an index says (`INDEX`)."""
+    index = {"settings": shards[0].settings if shards else {}, "source": str(source), "complete": complete}
+    return index | {"shards": [_index_entry(shard) for shard in shards], "passed_over": passed_over or {}}
+
+
+def write_json(path: Path, content: object, part: Path | None = None) -> None:
     """Replaces `path` as a whole, so that a reader never sees half a file."""
-    with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+    with written_whole(path, part) as whole:
+        whole.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def listed_shards(folder: Path) -> dict[str, str]:

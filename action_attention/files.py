@@ -54,9 +54,12 @@ def check_name(name: object) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """The file beside `path` to write to: it takes that name when the block ends, and goes if it is left early."""
-    part = path.with_name(f"{path.name}.part")
+def written_whole(path: Path, part: Path | None = None) -> Iterator[Path]:
+    """The file beside `path` to write to: it takes that name when the block ends, and goes if it is left early.
+
+    `part` is its name where several processes may write to `path` at once.
+    """
+    part = part or path.with_name(f"{path.name}.part")
     try:
         yield part
         part.replace(path)
@@ -88,19 +91,28 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Makes the folder and holds it for this process. Raises UserError with the text `busy` if another holds it."""
+def locked(folder: Path, busy: str, shared: bool = False) -> Iterator[None]:
+    """Makes the folder and holds it for this process. Raises UserError with the text `busy` if another holds it.
+
+    Several processes may hold it as `shared`, which keeps out only those that want it alone; where the file system has
+    no such locks, nobody is kept out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    try:
-        lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "w")
+    try:  # to be read too, which network file systems want for shared locks
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "w")
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe
+        if error.errno == errno.ELOOP:
             raise UserError(f"{path} is not a plain file; remove it") from error
         raise
     with lock:
+        if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+            raise UserError(f"{path} is not a plain file; remove it")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(busy) from None
+        except OSError:
+            if not shared:
+                raise
         yield

@@ -8,6 +8,7 @@ an extraction, the next one redoes at most the shard in hand, and the shards are
 
 import json
 import math
+import os
 import resource
 import time
 from collections import deque
@@ -29,23 +30,21 @@ from action_attention.features import (
     HASH_BYTES,
     MIRRORED,
     STREAMS,
-    DamagedError,
     FeatureCache,
     Shard,
     ShardWriter,
     Video,
     are_finite,
-    listed_shards,
-    open_shards,
     shard_paths,
-    with_stream,
     write_index,
 )
-from action_attention.files import file_sha256, locked
+from action_attention.files import locked
 from data_prep import program
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
 from data_prep.flow import PICTURES
+from data_prep.partition import Make, Partition, take_over, work
+from data_prep.resume import check_resumable, gone, whole_shards, writing
 from data_prep.videos import UnusableVideoError, is_utf8, list_videos, passed_over
 
 SHARD_VIDEOS = 64
@@ -80,13 +79,16 @@ class Batch:
 
 @dataclass
 class Summary:
-    """What an extraction did; `network_seconds` of `seconds` were spent in the network."""
+    """What an extraction did; `network_seconds` of `seconds` were spent in the network.
+
+    `share` is a sentence of what one of several workers made."""
 
     videos: int = 0
     frames: int = 0
     rejected: int = 0
     seconds: float = 0.0
     network_seconds: float = 0.0
+    share: str = ""
 
 
 def extract(
@@ -101,6 +103,7 @@ def extract(
     names: list[str] | None = None,
     decode_timeout: float = 60.0,
     prune: bool = False,
+    partition: Partition | None = None,
     on_end: Callable[[VideoEnd], object] = lambda _: None,
 ) -> Summary:
     """Extracts the features of every video `<class>/<file>` below `videos` that the cache in `features` lacks.
@@ -108,9 +111,10 @@ def extract(
     `fps` is in sampled frames per second; `stream` is one of `STREAMS`: the frames themselves, or the flow between them
     as pictures, or `mirrored_flow`, that of the mirrored frames; `compression` is a key of `FILTERS`; `names` chooses
     among the videos. A video that gives no frame for `decode_timeout` seconds is rejected. Damaged shards are set aside
-    and made again. Videos that the cache holds and the folder does not are named, and with `prune` removed. `on_end` is
-    called with each video's end. Raises UserError if there are no videos, the cache was made with other settings or
-    from other files, another extraction is writing to it, or it cannot be written.
+    and made again. Videos that the cache holds and the folder does not are named, and with `prune` removed. With a
+    `partition` only that worker's shards are made (`data_prep/partition.py`). `on_end` is called with each video's end.
+    Raises UserError if there are no videos, the cache was made with other settings or from other files, another
+    extraction is writing to it, or it cannot be written.
     """
     whole, others = names is None, passed_over(videos) if names is None and videos.is_dir() else {}
     names = list_videos(videos) if names is None else names
@@ -120,41 +124,55 @@ def extract(
     packages = {"tensorflow", "keras", "numpy", "h5py", "hdf5plugin", "av", network.runtime}
     software = {package: version(package) for package in sorted(packages)}
     summary, started = Summary(), time.monotonic()
-    decoder = Decoder(fps, network.input_size, decode_timeout, network.cube_shape[:2], stream)
-    with locked(features, BUSY.format(features)):
-        for part in features.glob("*.part"):  # that a killed one left
-            part.unlink()
-        shards = _whole_shards(features)
-        _check_resumable(shards, settings, videos, features)
-        gone = _gone(shards, names, videos, features) if whole else set()
-        if prune:
-            shards = [kept for shard in shards if (kept := _without(shard, gone))]
-        done = {name for shard in shards for name in [*(v.name for v in shard.videos), *shard.rejects]}
-        todo = [name for name in names if name not in done]
-        if done:
-            logging.info("%s holds %d of %d videos already", features, len(names) - len(todo), len(names))
-        groups = [todo[first : first + shard_videos] for first in range(0, len(todo), shard_videos)]
-        # the number of a shard that is gone is free, so it is made again under its own name
-        paths = (path for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
-        writers = (ShardWriter(path, network.cube_shape, settings, software, compression) for path in paths)
-        batches = in_background(decode_batches(videos, groups, decoder))
+
+    def make(
+        groups: list[list[str]], claimed: Iterable[list[str]], paths: Iterator[tuple[Path, Path | None]]
+    ) -> Generator[Shard, None, None]:
+        decoder = Decoder(fps, network.input_size, decode_timeout, network.cube_shape[:2], stream)
+        writers = (ShardWriter(path, network.cube_shape, settings, software, compression, part) for path, part in paths)
+        batches = in_background(decode_batches(videos, claimed, decoder))
         pieces = in_background(_forward(network, batches, summary), decoder.close)
-        try:
-            with closing(pieces), closing(_new_shards(groups, pieces, writers, summary, on_end)) as new_shards:
-                for shard in new_shards:
-                    shards.append(shard)
-                    write_index(features, shards, videos.resolve(), False, others)
-            shards.sort(key=lambda shard: shard.path)
-            write_index(features, shards, videos.resolve(), True, others)
-        except OSError as error:
-            safe = f"its {len(shards)} finished shards are safe: " if shards else ""
-            raise UserError(
-                f"{features} cannot be written ({error.strerror}); {safe}{remedy(error)} and run the same command again"
-            ) from error
-        for shard in shards:
-            shard.close()
+        with closing(pieces), closing(_new_shards(groups, pieces, writers, summary, on_end)) as new_shards:
+            yield from new_shards
+
+    with locked(features, BUSY.format(features), shared=partition is not None):
+        if partition:
+            summary.share = work(partition, features, videos, names, settings, others, make, shard_videos)
+        else:
+            take_over(features, BUSY.format(features))
+            for part in features.glob("*.part"):  # that a killed one left
+                part.unlink()
+            shards = whole_shards(shard_paths(features))
+            check_resumable(shards, settings, videos, features)
+            gone_videos = gone(shards, names, videos, features) if whole else set()
+            if prune:
+                shards = [kept for shard in shards if (kept := _without(shard, gone_videos))]
+            _extract_rest(features, videos, names, others, shards, make, shard_videos)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _extract_rest(
+    features: Path, videos: Path, names: list[str], others: dict[str, str], shards: list[Shard], make: Make,
+    shard_videos: int,
+) -> None:  # fmt: skip
+    """Makes shards of the names that those that are there lack, and adds them."""
+    done = {name for shard in shards for name in [*(v.name for v in shard.videos), *shard.rejects]}
+    todo = [name for name in names if name not in done]
+    if done:
+        logging.info("%s holds %d of %d videos already", features, len(names) - len(todo), len(names))
+    groups = [todo[first : first + shard_videos] for first in range(0, len(todo), shard_videos)]
+    # the number of a shard that is gone is free, so it is made again under its own name
+    paths = ((path, None) for n in count() if not (path := features / f"shard-{n:05}.h5").exists())
+    with writing(features, shards):
+        with closing(make(groups, groups, paths)) as new_shards:
+            for shard in new_shards:
+                shards.append(shard)
+                write_index(features, shards, videos.resolve(), False, others)
+        shards.sort(key=lambda shard: shard.path)
+        write_index(features, shards, videos.resolve(), True, others)
+    for shard in shards:
+        shard.close()
 
 
 def _new_shards(
@@ -221,7 +239,7 @@ def in_background(items: Generator, stop: Callable[[], None] = lambda: None) -> 
         items.close()
 
 
-def decode_batches(videos: Path, groups: list[list[str]], decoder: Decoder) -> Generator[Batch, None, None]:
+def decode_batches(videos: Path, groups: Iterable[list[str]], decoder: Decoder) -> Generator[Batch, None, None]:
     """Decodes the videos of each group (a shard) in order into batches that are full, whatever the videos' lengths.
 
     A shard begins with a batch: on some processors a frame's features differ in their last bit by its place in the
@@ -283,68 +301,6 @@ def _finish_video(writer: ShardWriter, end: VideoEnd, summary: Summary) -> None:
         logging.warning("short: %r decodes %d of %d frames", end.name, video.decoded_frames, video.announced_frames)
     for remark in end.remarks:
         logging.warning("doubtful: %r %s", end.name, remark)
-
-
-def _whole_shards(features: Path) -> list[Shard]:
-    """The shards of a cache, after what is damaged was set aside under another name: its videos are extracted again."""
-    for path in shard_paths(features):
-        try:
-            with closing(Shard(path)) as shard:
-                if not shard.has_head and shard.compute_sha256() != shard.sha256:
-                    raise DamagedError(path, "its features are not those that were written")
-        except DamagedError as error:
-            aside = path.with_name(f"{path.name}.damaged")
-            logging.warning("%s; set aside as %s, its videos are extracted again", str(error).split(";")[0], aside.name)
-            path.replace(aside)
-    return open_shards(features)
-
-
-def _check_resumable(shards: list[Shard], settings: dict, videos: Path, features: Path) -> None:
-    """Raises UserError if the extraction that is there is not the one that is asked for."""
-    listed = listed_shards(features)
-    for shard in shards:
-        there = with_stream(shard.settings)
-        for key, value in with_stream(settings).items():
-            if there[key] != value:
-                raise UserError(
-                    f"{features} was extracted with {key}={there[key]}, now {key}={value} is asked for; "
-                    "give another --features folder or the same settings"
-                )
-        for video in shard.videos:
-            path = videos / video.name
-            if path.is_file() and _has_changed(path, video, shard.path):
-                raise UserError(f"{path} has changed since it was extracted; delete {shard.path} and run this again")
-            # a video may be gone, but not from a shard that nothing but its presence speaks for
-            if listed.get(shard.path.name) != shard.sha256 and not path.is_file():
-                raise UserError(
-                    f"{shard.path} is not in index.json and holds {video.name}, which {videos} does not: "
-                    "it belongs to another extraction; remove it"
-                )
-
-
-def _has_changed(path: Path, video: Video, shard: Path) -> bool:
-    """Its bytes are compared only if the file was touched after its features were written."""
-    there = path.stat()
-    if there.st_size != video.file_bytes:
-        return True
-    return there.st_ctime > shard.stat().st_mtime and file_sha256(path) != video.file_sha256
-
-
-def _gone(shards: list[Shard], names: list[str], videos: Path, features: Path) -> set[str]:
-    """The videos that the cache holds and the folder does not; says which, and those that have another name now."""
-    held = {video.name: video for shard in shards for video in shard.videos}
-    gone = {name: held[name] for name in held.keys() - names}
-    if not gone:
-        return set()
-    sizes = {video.file_bytes for video in gone.values()}
-    new = [path for name in names if name not in held and (path := videos / name).is_file()]
-    now = {file_sha256(path): path.relative_to(videos) for path in new if path.stat().st_size in sizes}
-    said = [name + (f" (now {now[gone[name].file_sha256]})" if gone[name].file_sha256 in now else "") for name in gone]
-    logging.warning(
-        "%d videos of %s are gone from %s: %s; without --prune, which removes them from the cache, they stay in use",
-        len(gone), features, videos, ", ".join(sorted(said)[:10]),
-    )  # fmt: skip
-    return set(gone)
 
 
 def add_motion(videos: Path, features: Path, *, decode_timeout: float = 60.0) -> int:
@@ -443,13 +399,33 @@ def define_flags() -> None:
         "mirrored", False, f"the flow of the mirrored videos too, in {MIRRORED}/, for --mirror in training"
     )
     flags.DEFINE_bool("motion_only", False, "add motion maps to a cache that has none; the network does not run")
+    flags.DEFINE_string(
+        "partition", None, "I/N: this is worker I (from 0) of N on the same --features; /N in a Slurm array or an "
+        "indexed Kubernetes job; auto in a Slurm array"
+    )  # fmt: skip
     flags.DEFINE_enum("compression", "zstd", sorted(FILTERS), "HDF5 filter; gzip is read by every h5py, but slower")
+
+
+def _partition(args: flags.FlagValues) -> Partition | None:
+    if args.partition is None:
+        return None
+    for name in ("prune", "motion_only"):
+        if args[name].value:
+            raise UserError(f"--{name} is not for workers; run it without --partition")
+    partition = Partition.parse(args.partition, os.environ)
+    if partition.count > 1 and not args["precision"].present:
+        raise UserError(
+            "--partition needs --precision: by default each machine takes the one that is fast on it, and the features "
+            "must be the same on all; give --precision=float32, or bfloat16, to all workers"
+        )
+    return partition
 
 
 def main() -> None:
     args = flags.FLAGS
     if args.mirrored and args.stream != "flow":
         raise UserError("--mirrored is for --stream=flow; features of frames are simply turned around")
+    partition = _partition(args)
     if args.motion_only:
         added = add_motion(Path(args.videos), Path(args.features), decode_timeout=args.decode_timeout)
         print(f"{args.features}: motion maps of {added} videos were added")
@@ -466,19 +442,23 @@ def main() -> None:
         caches[Path(args.features) / MIRRORED] = "mirrored_flow"
     for features, stream in caches.items():
         done = extract(Path(args.videos), features, network, fps=args.fps, stream=stream, prune=args.prune,
-                       compression=args.compression, decode_timeout=args.decode_timeout)  # fmt: skip
+                       compression=args.compression, decode_timeout=args.decode_timeout,
+                       partition=partition)  # fmt: skip
         _print_summary(features, done)
 
 
 def _print_summary(features: Path, done: Summary) -> None:
-    cache = FeatureCache(features)
-    raw = cache.frames * math.prod(cache.cube_shape) * 2
     if done.videos:
         print(
             f"extracted {done.videos} videos ({done.rejected} rejected), {done.frames} frames in {done.seconds:.0f} s: "
             f"{done.frames / done.seconds:.1f} frames/s, network busy {done.network_seconds / done.seconds:.1%} of the "
             f"time, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
         )
+    if done.share:
+        print(f"{features}: {done.share}")
+        return
+    cache = FeatureCache(features)
+    raw = cache.frames * math.prod(cache.cube_shape) * 2
     print(
         f"{features}: {len(cache.videos)} videos, {cache.frames} frames, {cache.file_bytes / 1e6:.0f} MB "
         f"(1/{raw / max(cache.file_bytes, 1):.1f} of raw float16), weights {cache.settings['weights']}, "

@@ -1,6 +1,6 @@
 """Prints what a feature cache is, and checks it.
 
-python -m data_prep.inspect --features DIR [--verify]
+python -m data_prep.inspect --features DIR [--verify] [--merge]
 """
 
 from pathlib import Path
@@ -10,14 +10,18 @@ from absl import flags
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
 from data_prep import program
+from data_prep.partition import merge
 
 
 def define_flags() -> None:
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
     flags.DEFINE_bool("verify", False, "recompute every shard's checksum")
+    flags.DEFINE_bool("merge", False, "make index.json of what the workers of extract --partition made")
 
 
 def main() -> None:
+    if flags.FLAGS.merge:
+        merge(Path(flags.FLAGS.features))
     cache = FeatureCache(Path(flags.FLAGS.features))
     classes = sorted({video.class_name for video in cache.videos.values()})
     print(f"{cache.folder}: {len(cache.videos)} videos of {len(classes)} classes, {cache.frames} frames, "

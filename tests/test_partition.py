@@ -1,0 +1,330 @@
+"""Extraction by many workers: whoever makes what, when, and however often killed, it is the cache that one makes."""
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import forked
+import pytest
+from conftest import small_network, write_video
+
+from action_attention.errors import UserError
+from action_attention.features import FeatureCache, ShardWriter
+from data_prep.extract import extract
+from data_prep.partition import PLAN_FILE, Partition, merge
+from data_prep.workers import Worker
+
+SHARD_VIDEOS = 2  # seven shards of the thirteen files
+KILLS = int(os.environ.get("FAULTS_KILLS", "20"))
+
+
+@pytest.fixture(scope="module")
+def alone(videos, network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    (videos / "nod" / "notes.txt").touch()
+    extract(videos, folder, network, shard_videos=SHARD_VIDEOS)
+    yield folder
+    (videos / "nod" / "notes.txt").unlink()
+
+
+def part(videos, folder, network, index, count, **options):
+    """What worker `index` of `count` does."""
+    return extract(videos, folder, network, shard_videos=SHARD_VIDEOS, partition=Partition(index, count), **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every byte of a cache, and the names of everything else but the list that workers agree on and the lock."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (PLAN_FILE, ".lock")}
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("shard-*.h5")}
+
+
+@pytest.mark.parametrize("order", [(0,), (0, 1, 2), (2, 0, 1), (8, 7, 6, 5, 4, 3, 2, 1, 0)], ids=str)
+def test_in_any_order_any_number_of_workers_make_the_cache_of_one(videos, alone, network, tmp_path, order):
+    for index in order:
+        assert not (tmp_path / "index.json").exists()
+        done = part(videos, tmp_path, network, index, len(order))
+    assert done.share.endswith("all 7 of the cache are there, and index.json is made")
+    assert content(tmp_path) == content(alone)
+    before = stamps(tmp_path)
+    for index in order:
+        assert part(videos, tmp_path, network, index, len(order)).videos == 0
+    assert stamps(tmp_path) == before
+    assert content(tmp_path) == content(alone)
+
+
+def test_each_worker_makes_every_nth_shard_and_says_what_is_missing(videos, alone, network, tmp_path):
+    done = part(videos, tmp_path, network, 1, 3)
+    assert sorted(stamps(tmp_path)) == ["shard-00001.h5", "shard-00004.h5"]
+    assert done.share == (
+        "worker 1/3: 2 shards made here, 0 there already; the cache lacks 5 of 7 shards, which other workers make"
+    )
+    with pytest.raises(UserError, match=r"lacks 5 of 7 shards, shard-00000\.h5 first; run the workers again"):
+        merge(tmp_path)
+
+
+def test_stopped_after_any_video_and_interleaved_as_chance_has_it(videos, alone, network, tmp_path):
+    """Three workers, each time another one for one to three videos; then two do what is left."""
+    rng, stops = random.Random(0), 0
+
+    def stop_after(number):
+        left = iter(range(number))
+
+        def on_end(_):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        return on_end
+
+    for turn in range(100):
+        count = 3 if turn < 6 else 2
+        try:
+            part(videos, tmp_path, network, rng.randrange(count), count, on_end=stop_after(rng.randrange(1, 4)))
+        except KeyboardInterrupt:
+            stops += 1
+        assert not [*tmp_path.glob("*.part"), *tmp_path.glob("shard-*.lock")]
+        if (tmp_path / "index.json").exists():
+            break
+    assert turn > 6
+    assert stops > 3
+    assert content(tmp_path) == content(alone)
+
+
+def worker(videos: Path, folder: Path, index: int, count: int, seconds: float) -> None:
+    """A process of a worker that rests after each video, and notes which shards it finished."""
+    commit = ShardWriter.commit
+
+    def noted(writer):
+        commit(writer)
+        with (folder.parent / "finished.txt").open("a") as file:
+            file.write(f"{writer.path.name}\n")
+
+    ShardWriter.commit = noted
+    part(videos, folder, small_network(), index, count, on_end=lambda _: time.sleep(seconds))
+
+
+def start(*arguments):
+    process = forked._context.Process(target=worker, args=arguments)
+    process.start()
+    return process
+
+
+def finished(folder: Path) -> Counter:
+    file = folder.parent / "finished.txt"
+    return Counter(file.read_text().split() if file.exists() else [])
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_changes_nothing(videos, alone, network, tmp_path):
+    folder = tmp_path / "features"
+    process = start(videos, folder, 0, 2, 0.3)
+    wait_until(lambda: stamps(folder) and list(folder.glob("shard-*.part")), process)
+    process.kill()
+    process.join()
+    before = stamps(folder)
+    assert list(folder.glob("shard-*.lock"))
+    for index in (1, 0):
+        part(videos, folder, network, index, 2)
+    assert before.items() <= stamps(folder).items()
+    assert content(folder) == content(alone)
+    assert set(finished(folder)) <= {*before}
+
+
+def test_a_shard_that_a_twin_makes_is_waited_for(videos, alone, network, tmp_path):
+    with Worker(tmp_path) as twin:
+        assert twin.claim("shard-00002")
+
+        def finish():
+            while len(stamps(tmp_path)) < 6:
+                time.sleep(0.01)
+            shutil.copy(alone / "shard-00002.h5", tmp_path / "x")
+            (tmp_path / "x").rename(tmp_path / "shard-00002.h5")
+            twin.release("shard-00002")
+
+        thread = threading.Thread(target=finish)
+        thread.start()
+        done = part(videos, tmp_path, network, 0, 1)
+        thread.join()
+        assert done.videos == 11
+    assert content(tmp_path) == content(alone)
+
+
+def test_two_twins_make_each_shard_once_and_one_goes_on_where_the_other_died(videos, alone, network, tmp_path):
+    folder = tmp_path / "features"
+    twins = [start(videos, folder, 0, 1, 0.2) for _ in range(2)]
+    wait_until(lambda: len(stamps(folder)) > 1, twins[0])
+    twins[0].kill()
+    for process in twins:
+        process.join()
+    assert [process.exitcode for process in twins] == [-signal.SIGKILL, 0]
+    assert content(folder) == content(alone)
+    assert max(finished(folder).values()) == 1
+
+
+def test_merging_again_changes_nothing_and_a_lost_index_is_made_again(videos, alone, network, tmp_path):
+    for index in (0, 1):
+        part(videos, tmp_path, network, index, 2)
+    for _ in range(2):
+        merge(tmp_path)
+        assert content(tmp_path) == content(alone)
+    printed = forked.succeeds("data_prep.inspect", f"--features={tmp_path}", "--merge", "--verify")
+    assert "verified: all 7 shards hold what was written" in printed
+    (tmp_path / "index.json").unlink()
+    part(videos, tmp_path, network, 1, 2)
+    assert content(tmp_path) == content(alone)
+    with pytest.raises(UserError, match=rf"{alone} holds no partition\.json, .*; there is nothing to merge"):
+        merge(alone)
+
+
+def test_a_list_of_videos_that_changes_under_the_workers_is_refused(videos, network, tmp_path):
+    mine, features = tmp_path / "videos", tmp_path / "features"
+    shutil.copytree(videos, mine)
+    part(mine, features, network, 0, 2)
+    before = stamps(features)
+    (mine / "nod" / "junk.avi").rename(mine / "nod" / "moved.avi")
+    write_video(mine / "spin" / "new.avi", 8)
+    said = r"began with: 2 new \(nod/moved\.avi, spin/new\.avi\), 1 gone \(nod/junk\.avi\); put it as it was"
+    for index in (0, 1):
+        with pytest.raises(UserError, match=said):
+            part(mine, features, network, index, 2)
+    assert stamps(features) == before
+    extract(mine, features, network, shard_videos=SHARD_VIDEOS)  # as the sentence says
+    assert {"nod/moved.avi", "spin/new.avi"} <= {*FeatureCache(features).videos, *FeatureCache(features).rejects}
+
+
+def test_workers_with_other_settings_are_refused(videos, network, tmp_path):
+    part(videos, tmp_path, network, 0, 2)
+    with pytest.raises(UserError, match=r"have fps=15\.0, this one has fps=10\.0; give all of them the same settings"):
+        part(videos, tmp_path, network, 1, 2, fps=10.0)
+
+
+def test_one_goes_on_where_workers_stopped_and_workers_where_one_did(videos, alone, network, tmp_path):
+    part(videos, tmp_path, network, 1, 3)
+    extract(videos, tmp_path, network, shard_videos=SHARD_VIDEOS)
+    assert content(tmp_path) == content(alone)
+    assert not (tmp_path / PLAN_FILE).exists()
+    for number in (0, 3, 4):
+        (tmp_path / f"shard-{number:05}.h5").unlink()
+    for index in (1, 0):
+        part(videos, tmp_path, network, index, 2)
+    assert content(tmp_path) == content(alone)
+
+
+def test_shards_that_are_numbered_as_they_came_are_not_for_workers(videos, network, tmp_path):
+    mine, features = tmp_path / "videos", tmp_path / "features"
+    shutil.copytree(videos, mine)
+    extract(mine, features, network, shard_videos=SHARD_VIDEOS)
+    write_video(mine / "nod" / "a.avi", 8)
+    said = r"shard-00002\.h5 does not hold the videos nod/a\.avi to .*; extract without --partition"
+    with pytest.raises(UserError, match=said):
+        part(mine, features, network, 0, 7)
+    assert extract(mine, features, network, shard_videos=SHARD_VIDEOS).videos == 1
+
+
+def test_one_that_works_alone_and_workers_keep_each_other_out(videos, network, tmp_path):
+    busy = r"another extraction is writing to"
+    with Worker(tmp_path), pytest.raises(UserError, match=busy):
+        extract(videos, tmp_path, network)
+    assert not stamps(tmp_path)
+
+
+def test_a_damaged_shard_is_made_again_by_its_worker(videos, alone, network, tmp_path):
+    for index in (0, 1):
+        part(videos, tmp_path, network, index, 2)
+    path = tmp_path / "shard-00003.h5"
+    path.write_bytes(path.read_bytes()[:-1000])
+    part(videos, tmp_path, network, 1, 2)
+    (tmp_path / "shard-00003.h5.damaged").unlink()
+    assert content(tmp_path) == content(alone)
+
+
+SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3",
+         "SLURM_ARRAY_TASK_STEP": "2"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "meant"),
+    [("0/1", {}, (0, 1)), ("2/3", SLURM, (2, 3)), ("auto", SLURM, (2, 4)), ("/9", SLURM, (2, 9)),
+     ("auto", {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "1"}, (0, 1)),
+     ("/5", {"JOB_COMPLETION_INDEX": "4"}, (4, 5))],
+)  # fmt: skip
+def test_which_worker_this_is(text, environment, meant):
+    assert Partition.parse(text, environment) == Partition(*meant)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "said"),
+    [("3", {}, "must be I/N"), ("1/0", {}, "must be I/N"), ("-1/2", {}, "must be I/N"), ("2/2", {}, "0 to 1"),
+     ("auto", {}, "is neither; give it"), ("/4", {}, "is neither; give it"), ("/2", SLURM, "an array without gaps"),
+     ("/4", {"JOB_COMPLETION_INDEX": "x"}, "is neither"),
+     ("auto", {"JOB_COMPLETION_INDEX": "1"}, "give --partition=/N")],
+)  # fmt: skip
+def test_which_worker_this_is_cannot_be_known(text, environment, said):
+    with pytest.raises(UserError, match=said):
+        Partition.parse(text, environment)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--partition=0/2"], "--partition needs --precision"),
+     (["--partition=0/2", "--prune"], "--prune is not for workers"),
+     (["--partition=0/2", "--motion_only"], "--motion_only is not for workers"),
+     (["--partition=auto", "--precision=float32"], "give it: --partition=0/4")],
+)  # fmt: skip
+def test_flags_that_workers_cannot_have_together(tmp_path, flags, said):
+    done = forked.run("data_prep.extract", f"--videos={tmp_path}", f"--features={tmp_path}/features", *flags)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_four_workers_killed_at_random_moments(tmp_path, network, fault):
+    """Each is started again until it ends by itself; then the whole again, until there were enough kills."""
+    videos, rng, kills, rounds, places = tmp_path / "videos", random.Random(0), 0, 0, Counter()
+    for number in range(24):
+        write_video(videos / f"class{number % 3}" / f"v{number:02}.avi", 20 + 10 * (number % 3), seed=number)
+    (videos / "class0" / "w.avi").write_text("no video")
+    extract(videos, tmp_path / "whole", network, shard_videos=SHARD_VIDEOS)
+    while kills < KILLS:
+        folder = tmp_path / f"round{rounds}" / "features"
+        folder.parent.mkdir()
+        rounds += 1
+        workers, seen = {index: start(videos, folder, index, 4, 0.05) for index in range(4)}, {}
+        while workers:
+            time.sleep(rng.uniform(0.2, 1.2))
+            index = rng.choice([*workers])
+            workers[index].kill()
+            workers[index].join()
+            code = workers[index].exitcode
+            assert code in (0, -signal.SIGKILL)
+            now = stamps(folder)
+            assert seen.items() <= now.items(), "a finished shard was touched"
+            seen = now
+            kills, places[len(now)] = kills + bool(code), places[len(now)] + bool(code)
+            if code:
+                workers[index] = start(videos, folder, index, 4, 0.05)
+            else:
+                del workers[index]
+        assert content(folder) == content(tmp_path / "whole")
+        assert max(finished(folder).values()) == 1
+    assert len(places) > 2, "the kills all came at the same stage"
+    fault(
+        "four extracting workers, one killed (SIGKILL) at a random moment again and again", kills,
+        "it goes on; no shard is made twice to its end; the cache is that of one worker",
+        f"{rounds} caches, byte for byte those of one worker; no finished shard touched, no leftovers",
+    )  # fmt: skip
