@@ -9,9 +9,10 @@ until the last one makes `index.json` of them all (`merge`). `workers.Worker` ke
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,12 @@ def work(
             while todo := {path: group for path, group in mine.items() if path not in shards}:
                 claimed = deque[Path]()
                 free, paths = _claims(worker, todo, claimed), _paths(worker, claimed)
-                with closing(make(list(todo.values()), free, paths)) as new_shards:
-                    for shard in new_shards:
-                        worker.release(shard.path.stem)
-                        shards[shard.path], made = shard, made + 1
-                        write(False)
+                if first := next(free, None):
+                    with closing(make(list(todo.values()), chain([first], free), paths)) as new_shards:
+                        for shard in new_shards:
+                            worker.release(shard.path.stem)
+                            shards[shard.path], made = shard, made + 1
+                            write(False)
                 shards |= {path: Shard(path) for path in todo if path not in shards and path.exists()}
                 if left := [path.name for path in mine if path not in shards]:
                     logging.log_every_n_seconds(logging.INFO, "waits for %s, which another worker makes", 60, left[0])
@@ -207,15 +209,20 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged ({error}); delete it and run the workers again") from error
 
 
-def _is_merged(folder: Path, wanted: Iterable[Path], shards: Iterable[Shard]) -> bool:
-    """Whether `index.json` lists what is wanted, of these shards with these features."""
+def _is_merged(folder: Path, wanted: Collection[Path], shards: Iterable[Shard]) -> bool:
+    """Whether `index.json` lists all that is wanted, which is there, and these shards' features, and nothing is new."""
     try:
         index = read_json(folder / "index.json", INDEX | {"shards": [{"file": str, "features_sha256": str}]})
     except (FileNotFoundError, ValueError):
         return False
     listed = {entry["file"]: entry["features_sha256"] for entry in index["shards"]}
-    same = all(listed.get(shard.path.name) == shard.sha256 for shard in shards)
-    return index["complete"] and same and listed.keys() == {path.name for path in wanted}
+    same = listed.keys() == {path.name for path in wanted} and all(path.exists() for path in wanted)
+    same = same and all(listed[shard.path.name] == shard.sha256 for shard in shards)
+    return same and index["complete"] and not _indexes(folder)
+
+
+def _indexes(folder: Path) -> list[Path]:
+    return sorted(folder.glob("index-*-of-*.json"))
 
 
 def merge(folder: Path) -> None:
@@ -241,7 +248,7 @@ def _merge(worker: Worker, wanted: dict[Path, list[str]], made: Iterable[Shard] 
     worker.wait_for("merge")
     if made is None or not _is_merged(folder, wanted, made):
         shards = open_shards(shard_paths(folder))
-        indexes = sorted(folder.glob("index-*-of-*.json"))
+        indexes = _indexes(folder)
         _check_names(shards, wanted, folder)
         try:
             said = [read_json(path, INDEX) for path in indexes or [folder / "index.json"]]
@@ -263,5 +270,5 @@ def take_over(folder: Path, busy: str) -> None:
         if worker.others():
             raise UserError(busy)
         worker.sweep()
-    for path in (folder / PLAN_FILE, *folder.glob("index-*-of-*.json")):
+    for path in (folder / PLAN_FILE, *_indexes(folder)):
         path.unlink(missing_ok=True)

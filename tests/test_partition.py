@@ -4,20 +4,27 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import forked
 import pytest
+import yaml
+from absl import flags
 from conftest import small_network, write_video
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, ShardWriter
-from data_prep.extract import extract
+from data_prep.extract import define_flags, extract
 from data_prep.partition import PLAN_FILE, Partition, merge
 from data_prep.workers import Worker
+from experiments.cli import PROGRAMS
 
 SHARD_VIDEOS = 2  # seven shards of the thirteen files
 KILLS = int(os.environ.get("FAULTS_KILLS", "20"))
@@ -294,7 +301,7 @@ def test_flags_that_workers_cannot_have_together(tmp_path, flags, said):
 
 @pytest.mark.slow
 def test_four_workers_killed_at_random_moments(tmp_path, network, fault):
-    """Each is started again until it ends by itself; then the whole again, until there were enough kills."""
+    """Each is started again until it ends by itself; then all of it again, until there were enough kills."""
     videos, rng, kills, rounds, places = tmp_path / "videos", random.Random(0), 0, 0, Counter()
     for number in range(24):
         write_video(videos / f"class{number % 3}" / f"v{number:02}.avi", 20 + 10 * (number % 3), seed=number)
@@ -306,8 +313,13 @@ def test_four_workers_killed_at_random_moments(tmp_path, network, fault):
         rounds += 1
         workers, seen = {index: start(videos, folder, index, 4, 0.05) for index in range(4)}, {}
         while workers:
-            time.sleep(rng.uniform(0.2, 1.2))
-            index = rng.choice([*workers])
+            more = len(seen) + rng.randrange(3)
+            while len(stamps(folder)) < more and all(process.is_alive() for process in workers.values()):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.4))
+            index = next(
+                (index for index, process in workers.items() if not process.is_alive()), rng.choice([*workers])
+            )
             workers[index].kill()
             workers[index].join()
             code = workers[index].exitcode
@@ -328,3 +340,80 @@ def test_four_workers_killed_at_random_moments(tmp_path, network, fault):
         "it goes on; no shard is made twice to its end; the cache is that of one worker",
         f"{rounds} caches, byte for byte those of one worker; no finished shard touched, no leftovers",
     )  # fmt: skip
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_the_kubernetes_file_is_an_indexed_job_whose_flags_fit_it():
+    job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    assert job["metadata"].keys() == {"name"}
+    spec = job["spec"]
+    assert spec["completionMode"] == "Indexed"
+    assert 0 < spec["parallelism"] <= spec["completions"]
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] in ("Never", "OnFailure")  # a Job allows no other
+    (container,) = pod["containers"]
+    assert {"name", "image", "command", "args"} <= container.keys()
+    program, name = container["command"]
+    assert (program, PROGRAMS[name][0]) == ("action-attention", "data_prep.extract")
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {volume["name"] for volume in pod["volumes"]} == mounted.keys()
+    given = flags.FlagValues()
+    # the very flags of the program, parsed as it parses them
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", given)
+        for define in ("string", "bool", "float", "integer", "enum"):
+            of_flags = getattr(flags, f"DEFINE_{define}")
+            patch.setattr(flags, f"DEFINE_{define}", partial(of_flags, flag_values=given))
+        define_flags()
+    assert given([name, *container["args"]]) == [name]
+    assert all(Path(path).is_relative_to(mounted["media"]) for path in (given.videos, given.features))
+    assert given["precision"].present
+    last = {"JOB_COMPLETION_INDEX": str(spec["completions"] - 1)}
+    assert Partition.parse(given.partition, last) == Partition(spec["completions"] - 1, spec["completions"])
+
+
+def test_the_script_for_slurm_is_well_formed_and_passes_its_arguments_on(tmp_path):
+    script = EXAMPLES / "slurm.sbatch"
+    checker = ["shellcheck", script] if shutil.which("shellcheck") else ["bash", "-n", script]
+    subprocess.run(checker, check=True)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(["bash", script, "--videos=my videos", "--precision=float32"], check=True, text=True,
+                          capture_output=True, env=os.environ | {"PYTHON": str(python)})  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "-m", "data_prep.extract", "--partition=auto", "--videos=my videos", "--precision=float32"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_array_of_slurms_variables_extracts_by_the_script(videos, tmp_path):
+    """The script as Slurm starts it, a network of its own, and an array from 4 to 6."""
+    (tmp_path / "small.py").write_text(
+        "from dataclasses import replace\nfrom conftest import small_network\n"
+        "from action_attention.registry import register_backbone\n"
+        "register_backbone('small')(lambda weights, precision: replace(small_network(), name='small one'))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), *sys.path])
+    shutil.copytree(videos, tmp_path / "videos")
+    for number in range(140):  # a list of three shards
+        (tmp_path / "videos" / "nod" / f"junk{number}.avi").write_text("no video")
+    arguments = ["--import=small", "--backbone=small", "--precision=float32", f"--videos={tmp_path}/videos"]
+    printed = []
+    for task in ("5", "6", "4"):
+        slurm = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4"}
+        environment = os.environ | slurm | {"PYTHONPATH": path, "PYTHON": sys.executable}
+        command = ["bash", EXAMPLES / "slurm.sbatch", *arguments, f"--features={tmp_path}/features"]
+        done = subprocess.run(
+            command, cwd=EXAMPLES.parent, env=environment, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.splitlines()[-1].partition(": ")[2])
+    assert [line.partition(";")[0] for line in printed] == [
+        f"worker {index}/3: 1 shards made here, 0 there already" for index in (1, 2, 0)
+    ]
+    assert printed[-1].endswith("all 3 of the cache are there, and index.json is made")
+    extract(tmp_path / "videos", tmp_path / "alone", replace(small_network(), name="small one"))
+    assert content(tmp_path / "features") == content(tmp_path / "alone")
