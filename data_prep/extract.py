@@ -1,9 +1,10 @@
 """Videos -> feature cache. Decoding, the network and writing run at once; a stopped extraction goes on where it was.
 
-    python -m data_prep.extract --videos DIR --features DIR
+    python -m data_prep.extract --videos DIR --features DIR [--partition I/N]
 
 Videos are taken in sorted order, `SHARD_VIDEOS` to a shard. A shard appears only when it is complete, so whatever stops
 an extraction, the next one redoes at most the shard in hand, and the shards are those of one that was never stopped.
+With `--partition` any number of workers make them together (`data_prep/partition.py`).
 """
 
 import json

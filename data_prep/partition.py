@@ -125,13 +125,13 @@ def work(
                 if left := [path.name for path in mine if path not in shards]:
                     logging.log_every_n_seconds(logging.INFO, "waits for %s, which another worker makes", 60, left[0])
                     time.sleep(POLL_SECONDS)
-            said = f"worker {partition}: {made} shards made here, {len(mine) - made} there already"
+            said = f"worker {partition} made {made} of its {len(mine)} shards now"
             if not _is_merged(folder, wanted, shards.values()):
                 write(True)
                 if missing := sum(not path.exists() for path in wanted):
-                    return f"{said}; the cache lacks {missing} of {len(wanted)} shards, which other workers make"
+                    return f"{said}; the cache lacks {missing} of {len(wanted)}, which other workers make"
                 _merge(worker, wanted, shards.values())
-    return f"{said}; all {len(wanted)} of the cache are there, and index.json is made"
+    return f"{said}; all {len(wanted)} of the cache are there, and its index is made"
 
 
 def _shards(folder: Path, names: list[str], shard_videos: int) -> dict[Path, list[str]]:

@@ -57,7 +57,7 @@ def test_in_any_order_any_number_of_workers_make_the_cache_of_one(videos, alone,
     for index in order:
         assert not (tmp_path / "index.json").exists()
         done = part(videos, tmp_path, network, index, len(order))
-    assert done.share.endswith("all 7 of the cache are there, and index.json is made")
+    assert done.share.endswith("all 7 of the cache are there, and its index is made")
     assert content(tmp_path) == content(alone)
     before = stamps(tmp_path)
     for index in order:
@@ -69,9 +69,7 @@ def test_in_any_order_any_number_of_workers_make_the_cache_of_one(videos, alone,
 def test_each_worker_makes_every_nth_shard_and_says_what_is_missing(videos, alone, network, tmp_path):
     done = part(videos, tmp_path, network, 1, 3)
     assert sorted(stamps(tmp_path)) == ["shard-00001.h5", "shard-00004.h5"]
-    assert done.share == (
-        "worker 1/3: 2 shards made here, 0 there already; the cache lacks 5 of 7 shards, which other workers make"
-    )
+    assert done.share == "worker 1/3 made 2 of its 2 shards now; the cache lacks 5 of 7, which other workers make"
     with pytest.raises(UserError, match=r"lacks 5 of 7 shards, shard-00000\.h5 first; run the workers again"):
         merge(tmp_path)
 
@@ -368,8 +366,8 @@ def test_an_array_of_slurms_variables_extracts_by_the_script(videos, tmp_path):
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.splitlines()[-1].partition(": ")[2])
     assert [line.partition(";")[0] for line in printed] == [
-        f"worker {index}/3: 1 shards made here, 0 there already" for index in (1, 2, 0)
+        f"worker {index}/3 made 1 of its 1 shards now" for index in (1, 2, 0)
     ]
-    assert printed[-1].endswith("all 3 of the cache are there, and index.json is made")
+    assert printed[-1].endswith("all 3 of the cache are there, and its index is made")
     extract(tmp_path / "videos", tmp_path / "alone", replace(small_network(), name="small one"))
     assert content(tmp_path / "features") == content(tmp_path / "alone")
