@@ -1,5 +1,7 @@
 """Extraction by many workers: whoever makes what, when, and however often killed, it is the cache that one makes."""
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -253,6 +255,32 @@ def test_a_damaged_shard_is_made_again_by_its_worker(videos, alone, network, tmp
     path.write_bytes(path.read_bytes()[:-1000])
     part(videos, tmp_path, network, 1, 2)
     (tmp_path / "shard-00003.h5.damaged").unlink()
+    assert content(tmp_path) == content(alone)
+
+
+def test_a_worker_that_was_frozen_finds_its_work_taken_over_and_finishes_nothing(videos, alone, network, tmp_path):
+    def taken_over(_):
+        for file in [*tmp_path.glob("worker-*.part"), *tmp_path.glob("shard-*.part")]:  # as a sweep does
+            file.unlink()
+
+    with pytest.raises(UserError, match=r"was taken for dead; run the same command again"):
+        part(videos, tmp_path, network, 0, 1, on_end=taken_over)
+    assert not stamps(tmp_path)
+    for lock in tmp_path.glob("shard-*.lock"):  # left as they are: they may be another's by now
+        lock.unlink()
+    part(videos, tmp_path, network, 0, 1)
+    assert content(tmp_path) == content(alone)
+
+
+def test_workers_need_no_flock(videos, alone, network, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Worker(tmp_path), pytest.raises(OSError, match="No locks available"):
+        extract(videos, tmp_path, network)
+    for index in (1, 0):
+        part(videos, tmp_path, network, index, 2)
     assert content(tmp_path) == content(alone)
 
 
