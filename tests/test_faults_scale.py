@@ -96,7 +96,8 @@ def test_files_anywhere_and_what_is_no_file(run_dir, network, tmp_path, monkeypa
     for video in none:
         sentence = sentence_of(lambda: recognizer.predict(video))  # noqa: B023
         assert "\n" not in sentence
-        assert any(remedy in sentence for remedy in ("; give a video file", "; predict takes ")), video
+        remedies = ("; give a video file", "; predict takes ", "; give `experiments.predict` its name")
+        assert any(remedy in sentence for remedy in remedies), video
     fault(
         "Predicting a file in /, in a read-only folder, above, behind a link; what is no file: folder, camera, address",
         len(names) + len(none), "files work anywhere; of the rest one sentence says what it is and what predict takes",
