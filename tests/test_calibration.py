@@ -9,13 +9,11 @@ import pytest
 from action_attention import calibration
 from action_attention.calibration import calibrate, calibrated, expected_calibration_error, fit_temperature, held_out
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate
-from action_attention.features import FeatureCache
 from action_attention.metrics import VideoPrediction
 from action_attention.runs import Run
 from data_prep.recognizer import Result
 from experiments.calibrate import calibrate_run, in_words
-from tests.test_training import config, make_run
+from tests.test_training import config, make_validated_run
 
 
 def video(name, label, *frames):
@@ -141,10 +139,9 @@ def test_the_figures_of_a_calibration():
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_folder, split):
-    folder = make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1))
-    cache = FeatureCache(cache_folder)
-    evaluate(folder, cache, "validation")
-    cache.close()
+    folder = make_validated_run(
+        tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1)
+    )
     return folder
 
 

@@ -13,7 +13,6 @@ from conftest import small_network
 from action_attention import exports
 from action_attention.clips import Clips
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
 from action_attention.models import build_model
 from action_attention.runs import Run
@@ -28,7 +27,7 @@ from experiments.calibrate import calibrate_run
 from experiments.export import export
 from tests import forked
 from tests.test_models import CUBE
-from tests.test_training import config, make_run
+from tests.test_training import config, make_run, make_validated_run
 
 ROOT = Path(__file__).parents[1]
 NEEDS = exports.NEEDED["onnx"]
@@ -41,10 +40,7 @@ PLAIN = ["saved_model", "litert"]  # which take nothing more than this package
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_folder, split):
     """Of a model that takes motion maps, evaluated and calibrated."""
-    folder = make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config(**OF_MOTION))
-    cache = FeatureCache(cache_folder)
-    evaluate(folder, cache, "validation")
-    cache.close()
+    folder = make_validated_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config(**OF_MOTION))
     calibrate_run(folder, [folder])
     return folder
 

@@ -15,14 +15,12 @@ from conftest import small_network
 
 import action_attention as aa
 from action_attention.errors import UserError
-from action_attention.evaluation import evaluate
-from action_attention.features import FeatureCache
 from action_attention.packages import PARTS, write_package
 from action_attention.runs import Run
 from data_prep import recognizer as recognizer_module
 from experiments.calibrate import calibrate_run
 from tests import forked, hostile
-from tests.test_training import config, make_run
+from tests.test_training import config, make_validated_run
 
 SECRET = b"precious"
 
@@ -30,10 +28,9 @@ SECRET = b"precious"
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_folder, split):
     """Evaluated and calibrated."""
-    folder = make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1))
-    cache = FeatureCache(cache_folder)
-    evaluate(folder, cache, "validation")
-    cache.close()
+    folder = make_validated_run(
+        tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config("softmax", epochs=1)
+    )
     calibrate_run(folder, [folder])
     return folder
 

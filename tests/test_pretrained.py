@@ -16,7 +16,6 @@ import action_attention as aa
 from action_attention import model_file, packages, runs
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
-from action_attention.features import FeatureCache
 from action_attention.memory import weight_shapes
 from action_attention.runs import Run
 from action_attention.training import new_model, train
@@ -26,7 +25,7 @@ from experiments import predict, report, table
 from experiments.calibrate import calibrate_run
 from experiments.package import card, package
 from tests import hostile
-from tests.test_training import ABOUT, config, make_run
+from tests.test_training import ABOUT, config, make_validated_run
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {"data": "tiny videos", "licence": "Apache-2.0", "limits": "Uniform colours only."}
@@ -39,10 +38,7 @@ SETTINGS = {"scores": "location", "heads": 2, "motion_prior": True, "temperature
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_folder, split):
     """Evaluated and calibrated."""
-    folder = make_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config(**SETTINGS))
-    cache = FeatureCache(cache_folder)
-    evaluate(folder, cache, "validation")
-    cache.close()
+    folder = make_validated_run(tmp_path_factory.mktemp("runs") / "run", cache_folder, split, config(**SETTINGS))
     calibrate_run(folder, [folder])
     return folder
 

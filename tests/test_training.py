@@ -43,6 +43,15 @@ def make_run(folder, cache_folder, split, made):
     return folder
 
 
+def make_validated_run(folder, cache_folder, split, config):
+    """Evaluated on its validation videos, too."""
+    make_run(folder, cache_folder, split, config)
+    cache = FeatureCache(cache_folder)
+    evaluate(folder, cache, "validation")
+    cache.close()
+    return folder
+
+
 def weights_of(run_dir):
     return [weight.tobytes() for weight in Run.open(run_dir).model().get_weights()]
 

@@ -133,7 +133,7 @@ def read(path: Path, asked: Backbone) -> Backbone:
         network = OpenVinoNetwork(openvino.Core().read_model(xml, tensors), asked.model, "int8")
         _check_maps(network)
     # those of zipfile, the XML parser and OpenVINO
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, SyntaxError, RuntimeError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, SyntaxError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         reason = (str(error).strip() or "it ends too early").splitlines()[-1]
