@@ -44,7 +44,7 @@ from action_attention.untrusted import complaint, read_json, read_npz
 FILES = ("run.json", "split.json", "flags.txt", "model.keras", "last_state.npz", "history.json", "logs")
 PRETRAINED = Path(__file__).parent / "pretrained"
 SUBSETS = ("train", "validation", "test")
-SCHEMA_VERSION = 1  # of run.json; one that is not said is 1
+SCHEMA_VERSION = 2  # of run.json; one that is not said is 1, which counted epochs from 0
 
 # What is read of the JSON files, as `untrusted.complaint` takes it.
 MADE_BY = {"schema_version?": int, "git?": str, "versions?": {str: str}}
@@ -130,6 +130,9 @@ class Run:
             schema = run.about.get("schema_version", 1)
             if schema <= SCHEMA_VERSION:
                 run._check()
+                best = run.about.get("best", {"epoch": None})
+                if schema == 1 and best["epoch"] is not None:
+                    run.about |= {"schema_version": SCHEMA_VERSION, "best": {**best, "epoch": best["epoch"] + 1}}
         except UserError:
             raise
         except OSError as error:
@@ -231,7 +234,7 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """What was measured in each epoch. Raises UserError if the file is damaged."""
         try:
-            return read_json(self.history_file, HISTORY)
+            return from_one(read_json(self.history_file, HISTORY))
         except ValueError as error:
             raise UserError(f"{self.history_file} is damaged ({error}); train again elsewhere") from error
 
@@ -388,6 +391,13 @@ def describe(config: dict[str, Any], cache: FeatureCache, split: dict[str, list[
         "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "machine": f"{platform.machine()}, {platform.platform()}",
     }  # fmt: skip
+
+
+def from_one(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history with its epochs counted from 1; schema 1 counted them from 0."""
+    if not history or history[0].get("epoch") != 0:
+        return history
+    return [{**of_epoch, "epoch": number} for number, of_epoch in enumerate(history, 1)]
 
 
 def _made(cache: FeatureCache) -> dict[str, Any]:

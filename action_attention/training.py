@@ -26,7 +26,7 @@ from action_attention.metrics import FrameAccuracy, summarize
 from action_attention.model_file import new_model
 from action_attention.models import ActionModel
 from action_attention.registry import Config, all_settings, find_model
-from action_attention.runs import Run, describe, state_variables
+from action_attention.runs import Run, describe, from_one, state_variables
 from action_attention.untrusted import parse_json, read_npz
 
 PICTURE_EPOCHS = 5  # pictures for TensorBoard after the first epoch and then every so many
@@ -51,7 +51,6 @@ def train(
     read_frames: ReadFrames | None = None,
     callbacks: list[keras.callbacks.Callback] | None = None,
     resume: bool = False,
-    verbose: int = 0,
 ) -> dict[str, Any]:
     """Trains a model and fills a run directory.
 
@@ -66,7 +65,6 @@ def train(
         read_frames: name of a video -> its sampled frames (uint8 RGB) or None; for the pictures in TensorBoard.
         callbacks: further ones, called after an epoch's state is written.
         resume: go on from the last finished epoch of the run that is there.
-        verbose: Keras' progress bar, 0 or 1.
 
     Returns:
         the content of `run.json`.
@@ -127,7 +125,7 @@ def train(
                 steps_per_epoch=steps,
                 callbacks=callbacks,
                 shuffle=False,  # the batches come shuffled
-                verbose=verbose,
+                verbose=0,
             )
         run.about |= {"best": state.best, "epochs": len(state.history), "seconds": state.seconds}
         run.write()
@@ -165,7 +163,7 @@ def open_logs(folder: Path, first_epoch: int, config: Config, validate: bool) ->
     What a stopped run wrote of epochs that are done again is removed, so that every epoch stands there once.
     """
     for path in folder.glob("*/events.out.tfevents.*"):
-        os.truncate(path, _size_until(path, first_epoch))
+        os.truncate(path, _size_until(path, first_epoch + 1))
     sides = ("train", "validation")[: 1 + validate]
     writers = {side: tf.summary.create_file_writer(str(folder / side)) for side in sides}
     if validate and first_epoch == 0:
@@ -189,7 +187,7 @@ class Curves(keras.callbacks.Callback):
         numbers = {**logs, "learning_rate": float(self.model.optimizer.learning_rate)}
         with self.run.writing():
             for name, value in numbers.items():
-                with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch):
+                with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch + 1):
                     tf.summary.scalar(f"epoch_{name.removeprefix('val_')}", value)
             for writer in self.writers.values():
                 writer.flush()
@@ -214,7 +212,7 @@ class VideoValidation(keras.callbacks.Callback):
             logs[f"val_{key}"] = metrics[key]
         if epoch % PICTURE_EPOCHS:
             return
-        with self.run.writing(), self.writer.as_default(epoch):
+        with self.run.writing(), self.writer.as_default(epoch + 1):
             confusion = confusion_png(np.array(metrics["confusion"]), self.classes)
             tf.summary.image("confusion", tf.image.decode_png(confusion, channels=3)[None])
             picture = draw_gallery(predictions, self.classes, self.config.training.vote, self.read_frames)
@@ -258,12 +256,15 @@ class RunState(keras.callbacks.Callback):
             for name, variable in variables.items():
                 variable.assign(arrays[name])
             self._settle()
+            if from_one(self.history) != self.history:
+                self.history, self.best["epoch"] = from_one(self.history), self.best["epoch"] + 1
         for part in [*self.run.folder.glob("*.part"), *self.run.folder.glob("*.part.*")]:
             part.unlink()
         return len(self.history)
 
     def finished(self, epoch: int) -> bool:
-        waited = epoch - 1 - self.best["epoch"] if self.best else 0
+        """Whether training ends after so many epochs."""
+        waited = epoch - self.best["epoch"] if self.best else 0
         return epoch >= self.training.epochs or (self.validate and waited >= self.training.patience)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -275,20 +276,20 @@ class RunState(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # the loss is the mean since the epoch's start, so it is not finite from the first such step on
         if not np.isfinite(logs["loss"]):
-            raise self._diverged(f"the loss is {logs['loss']} in epoch {self._epoch}, step {batch}")
+            raise self._diverged(f"the loss is {logs['loss']} in epoch {self._epoch + 1}, step {batch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = {key: float(value) for key, value in logs.items()}
         arrays: dict[str, Any] = {name: np.array(variable) for name, variable in state_variables(self.model).items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise self._diverged(f"the last step of epoch {epoch} left weights that are not finite")
+            raise self._diverged(f"the last step of epoch {epoch + 1} left weights that are not finite")
         now = time.monotonic()
         self.seconds, self._started = self.seconds + now - self._started, now
-        self.history.append({"epoch": epoch, "seconds": self.seconds, **logs})
+        self.history.append({"epoch": epoch + 1, "seconds": self.seconds, **logs})
         score = (logs["val_video_top1"], -logs["val_cross_entropy"]) if self.validate else (epoch, 0)
         better = not self.best or score > tuple(self.best["score"])
         if better:
-            self.best = {"epoch": epoch, "score": score, **logs}
+            self.best = {"epoch": epoch + 1, "score": score, **logs}
         progress = {"history": self.history, "best": self.best, "seconds": self.seconds}
         part = self.run.state_file.with_suffix(".part.npz")
         with self.run.writing():
@@ -303,8 +304,6 @@ class RunState(keras.callbacks.Callback):
                 self._next_model.unlink(missing_ok=True)
                 raise
             self._settle()
-        shown = ("loss", "logits_frame_top1", "val_video_top1", "val_cross_entropy")
-        logging.info("epoch %d: %s", epoch, ", ".join(f"{key} {logs[key]:.4f}" for key in shown if key in logs))
         if self.finished(epoch + 1):
             self.model.stop_training = True
 
@@ -321,7 +320,7 @@ class RunState(keras.callbacks.Callback):
         write_json(self.run.history_file, self.history)
 
     def _diverged(self, what: str) -> DivergedError:
-        kept = f"keeps the state of epoch {len(self.history) - 1}" if self.history else "holds no state yet"
+        kept = f"keeps the state of epoch {len(self.history)}" if self.history else "holds no state yet"
         return DivergedError(f"{what}; {self.run.folder} {kept}, train anew with a smaller --learning_rate")
 
 
@@ -336,7 +335,7 @@ def _check_state(arrays: dict[str, tuple], variables: dict[str, keras.Variable])
 
 
 def _size_until(path: Path, epoch: int) -> int:
-    """Bytes of an events file before its first record of that epoch or a later one, or that is damaged.
+    """Bytes of an events file before its first record of that epoch, from 1, or a later one, or that is damaged.
 
     Epochs are in order, and a killed process leaves half a record at the end.
     """

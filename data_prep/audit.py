@@ -19,6 +19,7 @@ from action_attention.files import file_sha256
 from data_prep import program
 from data_prep.duplicates import COPY, SAME_SHOT, frame_hash, near_duplicates
 from data_prep.splits import SUBSETS, TRAIN, UNUSED, copies_across, match_names, name_groups, read_groups, read_lists
+from data_prep.terminal import say
 from data_prep.videos import UnusableVideoError, VideoReader, list_videos
 
 
@@ -41,7 +42,7 @@ def audit(
     tags = match_names(tags, there)
     used = {name for name, tag in tags.items() if tag != UNUSED}
     sha256, hashes, unreadable = {}, {}, {}
-    for name in tqdm(sorted(used & set(there)), unit="video", disable=None, dynamic_ncols=True):
+    for name in tqdm(sorted(used & set(there)), unit=" videos", disable=None, dynamic_ncols=True):
         try:
             hashes[name] = np.stack([frame_hash(frame) for frame in VideoReader(videos / name, fps, size=None)])
             sha256[name] = file_sha256(videos / name)
@@ -118,7 +119,7 @@ def main() -> None:
     tags = read_lists(lists, args.split)
     found = audit(Path(args.videos), tags, args.fps, args.clip_length, read_groups(lists))
     write_json(Path(args.output), found)
-    print(f"{summary(found)}\n{args.output} has all of it")
+    say(f"{summary(found)}\n{args.output} has all of it")
 
 
 if __name__ == "__main__":

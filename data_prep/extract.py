@@ -46,6 +46,7 @@ from data_prep.decoder import Decoder
 from data_prep.flow import PICTURES
 from data_prep.partition import Make, Partition, take_over, work
 from data_prep.resume import check_resumable, gone, whole_shards, writing
+from data_prep.terminal import BAR, say
 from data_prep.videos import UnusableVideoError, is_utf8, list_videos, passed_over
 
 SHARD_VIDEOS = 64
@@ -185,7 +186,7 @@ def _new_shards(
 ) -> Generator[Shard, None, None]:
     """Writes the pieces that `_forward` gives into a shard for each group; yields each when it is complete."""
     last_of_shard, writer, finite, started = {group[-1] for group in groups}, None, True, time.monotonic()
-    with tqdm(total=sum(map(len, groups)), unit="video", disable=None, dynamic_ncols=True) as progress:
+    with tqdm(total=sum(map(len, groups)), bar_format=BAR, disable=None, dynamic_ncols=True) as progress:
         frames = 0
         try:
             for cubes, hashes, end in pieces:
@@ -314,7 +315,7 @@ def add_motion(videos: Path, features: Path, *, decode_timeout: float = 60.0) ->
         decoder = Decoder(cache.settings["fps"], 8, decode_timeout, cache.cube_shape[:2])  # of frames nothing is used
         shards, todo = list(cache.shards), [shard for shard in cache.shards if not shard.has_motion]
         try:
-            with tqdm(total=sum(len(shard.videos) for shard in todo), unit="video", disable=None) as progress:
+            with tqdm(total=sum(len(shard.videos) for shard in todo), unit=" videos", disable=None) as progress:
                 for shard in todo:
                     maps = {}
                     for video in shard.videos:
@@ -429,7 +430,7 @@ def main() -> None:
     partition = _partition(args)
     if args.motion_only:
         added = add_motion(Path(args.videos), Path(args.features), decode_timeout=args.decode_timeout)
-        print(f"{args.features}: motion maps of {added} videos were added")
+        say(f"{args.features}: motion maps of {added} videos were added")
         return
     try:
         network = build_backbone(args.backbone, args.weights, args.precision, args.runtime, args.grid)
@@ -437,7 +438,7 @@ def main() -> None:
         if not (args.fall_back_to_random and args.weights == "imagenet"):
             raise
         network = build_backbone(args.backbone, "random", args.precision, args.runtime, args.grid)
-        print(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
+        say(f"WARNING: {error}\nWARNING: RANDOM WEIGHTS ARE USED INSTEAD: ACCURACIES WILL MEAN NOTHING.")
     caches = {Path(args.features): args.stream}
     if args.mirrored:
         caches[Path(args.features) / MIRRORED] = "mirrored_flow"
@@ -450,28 +451,28 @@ def main() -> None:
 
 def _print_summary(features: Path, done: Summary) -> None:
     if done.videos:
-        print(
+        say(
             f"extracted {done.videos} videos ({done.rejected} rejected), {done.frames} frames in {done.seconds:.0f} s: "
             f"{done.frames / done.seconds:.1f} frames/s, network busy {done.network_seconds / done.seconds:.1%} of the "
             f"time, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
         )
     if done.share:
-        print(f"{features}: {done.share}")
+        say(f"{features}: {done.share}")
         return
     cache = FeatureCache(features)
     raw = cache.frames * math.prod(cache.cube_shape) * 2
-    print(
+    say(
         f"{features}: {len(cache.videos)} videos, {cache.frames} frames, {cache.file_bytes / 1e6:.0f} MB "
         f"(1/{raw / max(cache.file_bytes, 1):.1f} of raw float16), weights {cache.settings['weights']}, "
         f"{cache.settings['precision']}"
     )
     if cache.rejects:
-        print(f"{len(cache.rejects)} videos could not be used: {features / 'rejects.json'} says why")
+        say(f"{len(cache.rejects)} videos could not be used: {features / 'rejects.json'} says why")
     if cache.passed_over:
-        print(f"{len(cache.passed_over)} files were passed over, such as {next(iter(cache.passed_over))}: "
+        say(f"{len(cache.passed_over)} files were passed over, such as {next(iter(cache.passed_over))}: "
               f"{features / 'rejects.json'} says why")  # fmt: skip
     if cache.remarks:
-        print(f"{len(cache.remarks)} videos are doubtful: `make inspect FEATURES={features}` says why")
+        say(f"{len(cache.remarks)} videos are doubtful: `make inspect FEATURES={features}` says why")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from action_attention.errors import UserError
 from action_attention.files import file_sha256
 from data_prep import program
 from data_prep.splits import read_lists
+from data_prep.terminal import say
 
 CLASSES, CLIPS, SPLITS = 51, 6766, (1, 2, 3)
 FRUITLESS_TRIES = 4  # in a row; a try that brings bytes does not count
@@ -239,7 +240,7 @@ def unpack(path: Path, output: Path, done: Unpacked | None = None, nested: int =
             members = [(_name(member), member) for member in archive.infolist()]
             _refuse_unsafe(path, members, done)
             done.bytes += sum(member.file_size for _, member in members)
-            for name, member in tqdm(members, desc=path.name, unit="file", disable=True if nested else None):
+            for name, member in tqdm(members, desc=path.name, unit=" files", disable=True if nested else None):
                 target = _target(output, name, path.stem)
                 if target is None or member.is_dir():
                     continue
@@ -353,9 +354,9 @@ def define_flags() -> None:
 def main() -> None:
     output = Path(flags.FLAGS.output)
     new = get_dataset(output, [Path(file) for file in flags.FLAGS.archive])
-    print(f"{output}: HMDB-51 is {'now' if new else 'already'} complete, {CLIPS:,} clips of {CLASSES} classes")
+    say(f"{output}: HMDB-51 is {'now' if new else 'already'} complete, {CLIPS:,} clips of {CLASSES} classes")
     if new and (output / "archives").exists():
-        print(f"{output / 'archives'} can be deleted")
+        say(f"{output / 'archives'} can be deleted")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from action_attention.errors import UserError
 from action_attention.features import FeatureCache
 from data_prep import program
 from data_prep.partition import merge
+from data_prep.terminal import say
 
 
 def define_flags() -> None:
@@ -24,26 +25,26 @@ def main() -> None:
         merge(Path(flags.FLAGS.features))
     cache = FeatureCache(Path(flags.FLAGS.features))
     classes = sorted({video.class_name for video in cache.videos.values()})
-    print(f"{cache.folder}: {len(cache.videos)} videos of {len(classes)} classes, {cache.frames} frames, "
+    say(f"{cache.folder}: {len(cache.videos)} videos of {len(classes)} classes, {cache.frames} frames, "
           f"{len(cache.shards)} shards, {cache.file_bytes / 1e6:.0f} MB")  # fmt: skip
-    print(f"source: {cache.source}" + ("" if cache.complete else " (extraction not finished)"))
+    say(f"source: {cache.source}" + ("" if cache.complete else " (extraction not finished)"))
     for key, value in cache.settings.items():
-        print(f"{key}: {value}")
-    print(f"classes: {', '.join(classes)}")
+        say(f"{key}: {value}")
+    say(f"classes: {', '.join(classes)}")
     for name, video in cache.videos.items():
         if video.is_short:
-            print(f"short: {name!r} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
+            say(f"short: {name!r} decodes {video.decoded_frames} of {video.announced_frames} announced frames")
     for name, remarks in cache.remarks.items():
-        print(f"doubtful: {name!r} {'; '.join(remarks)}")
+        say(f"doubtful: {name!r} {'; '.join(remarks)}")
     for name, reason in cache.rejects.items():
-        print(f"rejected: {name!r}: {reason}")
+        say(f"rejected: {name!r}: {reason}")
     for name, reason in cache.passed_over.items():
-        print(f"passed over: {name!r}: {reason}")
+        say(f"passed over: {name!r}: {reason}")
     if flags.FLAGS.verify:
         bad = ", ".join(str(path) for path, holds in cache.verify() if not holds)
         if bad:
             raise UserError(f"damaged by their checksums: {bad}; run the same extraction again, which redoes only them")
-        print(f"verified: all {len(cache.shards)} shards hold what was written")
+        say(f"verified: all {len(cache.shards)} shards hold what was written")
 
 
 if __name__ == "__main__":

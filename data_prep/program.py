@@ -7,6 +7,7 @@ from absl import app, flags, logging
 
 from action_attention.errors import UserError
 from action_attention.registry import import_modules
+from data_prep.terminal import log_in_sentences, say
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: str = "") -> None:
@@ -28,7 +29,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: 
         except MemoryError:
             _fail("memory ran out; end other programs, or give it less to do at a time")
         except KeyboardInterrupt:
-            print(f"\nstopped; {after_stop}".rstrip("; "), file=sys.stderr)
+            say(f"\nstopped; {after_stop}".rstrip("; "), sys.stderr)
             sys.exit(130)
 
     modules = _imported(sys.argv[1:])
@@ -40,6 +41,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: 
     except UserError as error:
         _fail(str(error))
     logging.set_verbosity(logging.INFO)
+    log_in_sentences()
     app.run(guarded)
 
 
@@ -54,5 +56,5 @@ def _imported(arguments: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}", sys.stderr)
     sys.exit(1)

@@ -18,6 +18,7 @@ from action_attention.errors import UserError
 from data_prep import program
 from data_prep.backbones import Backbone, build_backbone, quantized
 from data_prep.backbones.openvino_runtime import library
+from data_prep.terminal import say
 from data_prep.videos import UnusableVideoError, VideoReader, list_videos
 
 FPS = 15.0  # as extraction samples unless it is told otherwise
@@ -106,7 +107,7 @@ def main() -> None:
     near = cosines(exact, network, test.pictures)
     cosine = {"least": round(float(near.min()), 4), "mean": round(float(near.mean()), 4)}
     quantized.write(output, network, {"calibration": used.about(), "held_out": test.about(), "cosine": cosine})
-    print(
+    say(
         f"{output}: {network.name} in int8, {output.stat().st_size / 1e6:.1f} MB, by {whole} frames of "
         f"{len(used.about()['videos'])} videos; cosine with float32 on {len(near)} frames of "
         f"{len(test.about()['videos'])} others: least {cosine['least']:.4f}, mean {cosine['mean']:.4f}"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from action_attention.errors import UserError
 from action_attention.features import write_json
 from data_prep import program, splits
+from data_prep.terminal import say
 
 DISTRACTOR_LEVEL = 0.6  # 0 hides the picture, lamp and ball; 1 shows them in full contrast and motion
 
@@ -340,7 +341,7 @@ def define_flags() -> None:
 def main() -> None:
     values = flags.FLAGS
     count = make_sample(Path(values.output), values.train_clips, values.test_clips, values.seed)
-    print(f"{values.output}: {count} clips of {len(CLASSES)} classes in videos/, their split lists in splits/")
+    say(f"{values.output}: {count} clips of {len(CLASSES)} classes in videos/, their split lists in splits/")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from action_attention.errors import UserError
 from action_attention.features import write_json
 from action_attention.runs import Run
 from data_prep import program
+from data_prep.terminal import say
 
 
 def define_flags() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     args = flags.FLAGS
     folder = Path(args.run_dir)
     found = calibrate_run(folder, [Path(source) for source in args["from"].value or [folder]])
-    print(f"{Run(folder).calibration_file}:\n{in_words(found)}")
+    say(f"{Run(folder).calibration_file}:\n{in_words(found)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m experiments.eval --run_dir DIR [--subset test] [--annotations FILE]
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -14,8 +13,9 @@ from action_attention.runs import SUBSETS, Run
 from action_attention.settings import VOTES
 from data_prep import program
 from data_prep.annotations import actor_reader, find_annotations
+from data_prep.terminal import say, warn
 from data_prep.videos import frame_reader
-from experiments import options, table
+from experiments import options, table, text_table
 
 
 def define_flags() -> None:
@@ -32,6 +32,8 @@ def define_flags() -> None:
     flags.DEFINE_bool("shuffle_flow", False, "a control: each video gets the optical flow of another one")
     flags.DEFINE_enum("vote", None, VOTES, "a video's class from its frames [as trained]")
     flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
+    text_table.define_format()
+    flags.adopt_module_key_flags(text_table)
 
 
 def main() -> None:
@@ -43,19 +45,20 @@ def main() -> None:
     videos = Path(args.videos or cache.source)
     annotations = Path(args.annotations) if args.annotations else find_annotations(videos)
     if not videos.is_dir():
-        print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
+        warn(f"{videos} is gone, so there will be no pictures; --videos says where it is")
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
     read_actor = actor_reader(annotations, videos, cache) if annotations else None
     asked = args.subset, args.vote, read_frames, read_actor, args.heatmap, args.shuffle_flow
     metrics, subset = evaluate(run_dir, cache, *asked), args.subset + "_shuffled_flow" * args.shuffle_flow
     output = Run(run_dir).evaluation(subset)
-    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
+    say(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}\n")
     result = table.read_result(run_dir, subset)
-    print(table.markdown([result]))
-    if found := metrics.get("localization"):
-        print("\n" + "\n\n".join(filter(None, [table.localization([result]), table.boxes([result])])))
+    text_table.show(table.markdown([result]))
+    found = metrics.get("localization")
+    if found and table.looks(result):
+        text_table.show("\n" + "\n\n".join(filter(None, [table.localization([result]), table.boxes([result])])))
         if found["frames_without_annotation"]:
-            print(
+            say(
                 f"\n{found['frames_without_annotation']} of {found['frames'] + found['frames_without_annotation']} "
                 "frames have no annotated actor and do not count; videos that have none in any frame, named in "
                 f"metrics.json: {len(found['without_annotation'])}"

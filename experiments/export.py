@@ -17,6 +17,7 @@ from action_attention.runs import Run
 from data_prep import program
 from data_prep.backbones import build_backbone
 from data_prep.recognizer import Recognizer
+from data_prep.terminal import say
 from experiments.package import package
 from experiments.predict import open_run
 
@@ -58,7 +59,7 @@ def main() -> None:
         options = {name: value for name in OF_FILE if (value := getattr(args, name)) is not None}
         export(run, args.format, output, **options)
     files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
-    print(f"{output}: {sum(path.stat().st_size for path in files) / 1e6:.2f} MB")
+    say(f"{output}: {sum(path.stat().st_size for path in files) / 1e6:.2f} MB")
 
 
 def export(

@@ -20,7 +20,8 @@ from action_attention.metrics import VideoPrediction, rank_classes, summarize
 from action_attention.runs import OF_FRAMES, SCHEMA_VERSION, SUBSETS, Run
 from action_attention.settings import VOTES
 from data_prep import program
-from experiments import table
+from data_prep.terminal import say
+from experiments import table, text_table
 
 KEPT = ("classes", "cache", "videos", "git", "versions", "machine", "dataset", "split", "validation")
 STEPS = 10  # weights are tried in tenths
@@ -99,6 +100,8 @@ def define_flags() -> None:
         "weights", "equal", "of the runs: equal, validation (chosen on those videos), or numbers: 0.4,0.6"
     )
     flags.DEFINE_enum("subset", "test", SUBSETS, "which videos")
+    text_table.define_format()
+    flags.adopt_module_key_flags(text_table)
     flags.DEFINE_enum("vote", "mean", VOTES, "a video's class: by mean probability, or its frames' most frequent one")
 
 
@@ -134,8 +137,8 @@ def main() -> None:
     run.write()
     write_json(run.history_file, [])
     write_evaluation(run.evaluation(args.subset), metrics, fused, run.classes)
-    print(f"{output}: weights {about['config']['weights']}\n")
-    print(table.markdown([table.read_result(output, args.subset)]))
+    say(f"{output}: weights {about['config']['weights']}\n")
+    text_table.show(table.markdown([table.read_result(output, args.subset)]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from action_attention.runs import Run
 from action_attention.settings import kind
 from data_prep.datasets import DUPLICATES, choose_split
 from data_prep.splits import counts
+from data_prep.terminal import say, warn
 
 CONFIGS = Path(__file__).parent / "configs"
 PRESETS = ("recommended",)
@@ -52,8 +53,8 @@ def split_as_flagged(
         duplicates=args.duplicates,
     )  # fmt: skip
     for warning in warnings:
-        print(f"WARNING: {warning}", file=sys.stderr)
-    print("\n".join(counts(split)), flush=True)
+        warn(warning)
+    say("\n".join(counts(split)))
     return split, about
 
 
@@ -108,7 +109,7 @@ def write_flags(run_dir: Path, resolved: dict[str, Any]) -> None:
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         value = resolved.get(flag.name, flag.value)
-        if value is not None and flag.name not in ("resume", "run_dir", "import", "preset"):
+        if value is not None and flag.name not in ("resume", "run_dir", "import", "preset", "format"):
             lines.append(f"--{flag.name}={str(value).lower() if isinstance(value, bool) else value}\n")
     with run.writing():
         run.flags_file.write_text("".join(lines))

@@ -21,6 +21,7 @@ from action_attention.errors import UserError
 from action_attention.features import write_json
 from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, HEATMAPS, relative_entropy
+from action_attention.registry import find_model
 from action_attention.runs import Run, pretrained_folder, pretrained_names
 from action_attention.segments import Segment
 from action_attention.settings import VOTES
@@ -29,6 +30,7 @@ from data_prep import program
 from data_prep.cameras import is_live
 from data_prep.inputs import MADE, Inputs, find_videos
 from data_prep.recognizer import CARTOONS, NO_BOXES, Recognizer, Result, check_video, of_cartoons
+from data_prep.terminal import say, warn
 from data_prep.videos import UnusableVideoError, as_text
 from experiments.watch import watch
 
@@ -92,7 +94,7 @@ def main() -> None:
     if args.label not in (None, *run.classes):
         raise UserError(f"the model knows no class {args.label}; its classes are {', '.join(run.classes)}")
     if of_cartoons(run):
-        print(f"WARNING: {CARTOONS}", file=sys.stderr)
+        warn(CARTOONS)
     output.mkdir(parents=True, exist_ok=True)
     if args.boxes and run.box_tau is None:
         raise UserError(f"--boxes: {NO_BOXES}")
@@ -110,7 +112,7 @@ def main() -> None:
             except UserError as error:
                 if alone:
                     raise
-                print(f"{as_text(str(path))}: {error}", file=sys.stderr)
+                say(f"{as_text(str(path))}: {error}", sys.stderr)
                 rows.append(Row(as_text(str(path)), error=str(error)))
     finally:
         if not alone:
@@ -144,7 +146,7 @@ def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alon
     Raises UserError if it cannot be used.
     """
     args, name = flags.FLAGS, as_text(str(path))
-    print(f"features of {name} ...", file=sys.stderr)
+    say(f"features of {name} ...", sys.stderr)
     result = recognizer.predict(path, vote=args.vote, scratch=output).labelled(args.label)
     frames, segments = len(result.probabilities), result.segments
     row = Row(
@@ -156,13 +158,13 @@ def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alon
         ],
     )  # fmt: skip
     if alone:
-        print(f"{name}: {frames} frames, {row.seconds:.1f} s, {recognizer.config.model}\n\n{_answer(result)}\n")
+        say(f"{name}: {frames} frames, {row.seconds:.1f} s, {recognizer.config.model}\n\n{_answer(result)}\n")
         _print_top5(result)
-        print(_attention(row.attention_entropy or 0))
+        say(_attention(row.attention_entropy or 0, recognizer))
     else:
-        print(f"{name}: {_answer(result)}")
+        say(f"{name}: {_answer(result)}")
     if len(segments) > 1:
-        print(_table(segments))
+        say(_table(segments))
     try:
         written = _write(result, row, recognizer.run, output / place)
     except UnusableVideoError as error:
@@ -178,7 +180,9 @@ def _write(result: Result, row: Row, run: Run, place: Path) -> list[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     wanted = args.overlay or ("both" if (seconds <= SHORT_SECONDS if args.gif is None else args.gif) else "mp4")
     for suffix in OVERLAYS[wanted]:
-        bar = partial(tqdm, desc=f"drawing {suffix}", total=row.frames, unit="frame", disable=None, dynamic_ncols=True)
+        bar = partial(
+            tqdm, desc=f"drawing {suffix}", total=row.frames, unit=" frames", disable=None, dynamic_ncols=True
+        )
         written.append(result.overlay(place.with_name(place.name + MADE + suffix), bar, args.heatmap, boxes=args.boxes))
     if seconds > SHORT_SECONDS and wanted != "none":
         written.append(place.with_name(f"{place.name}_timeline.png"))
@@ -205,8 +209,8 @@ def _write_summary(output: Path, rows: list[Row], passed_over: dict[str, str]) -
         writer.writerows(map(asdict, rows))
     write_json(output / "summary.json", {"videos": [asdict(row) for row in rows], "passed_over": passed_over})
     if passed_over:
-        print(f"{len(passed_over)} files were passed over, such as {next(iter(passed_over))}: "
-              f"{output / 'summary.json'} says why", file=sys.stderr)  # fmt: skip
+        say(f"{len(passed_over)} files were passed over, such as {next(iter(passed_over))}: "
+              f"{output / 'summary.json'} says why", sys.stderr)  # fmt: skip
 
 
 def _print_end(rows: list[Row], output: Path, wall: float, alone: bool) -> None:
@@ -215,10 +219,10 @@ def _print_end(rows: list[Row], output: Path, wall: float, alone: bool) -> None:
     seconds, broken = sum(row.seconds or 0 for row in rows), sum(row.error is not None for row in rows)
     if not alone:
         print(f"\n{output / 'summary.csv'}\n{output / 'summary.json'}")
-    print(
+    say(
         f"{len(rows)} video{'s' * (len(rows) != 1)}, {seconds:.1f} s of video in {wall:.1f} s: "
         f"{seconds / wall:.2f} times real time",
-        file=sys.stderr if alone else sys.stdout, flush=True,
+        sys.stderr if alone else sys.stdout,
     )  # fmt: skip
     if broken:
         raise UserError(f"{broken} of {len(rows)} videos could not be used; {output / 'summary.csv'} says why")
@@ -262,15 +266,17 @@ def _tenths(seconds: float) -> str:
 
 
 def _print_top5(result: Result) -> None:
-    print("   votes  probability  class")
+    say("   votes  probability  class")
     for row in result.top5:
-        print(f"  {row['votes']:6.1%}  {row['probability']:11.1%}  {row['class']}")
+        say(f"  {row['votes']:6.1%}  {row['probability']:11.1%}  {row['class']}")
     calibrated = ", calibrated" if result.calibration else ""
     decides = "most votes decide" if result.vote == "mode" else "the highest probability decides"
-    print(f"votes: share of the frames that the class wins; probability: mean over the frames{calibrated}; {decides}")
+    say(f"votes: share of the frames that the class wins; probability: mean over the frames{calibrated}; {decides}")
 
 
-def _attention(entropy: float) -> str:
+def _attention(entropy: float, recognizer: Recognizer) -> str:
+    if not find_model(recognizer.config.model).build.has_attention:
+        return f"attention: none; {recognizer.config.model} weighs all places alike"
     close = " (close to uniform: it hardly prefers any place)" if entropy > CLOSE_TO_UNIFORM else ""
     return f"attention: {entropy:.2f} of uniform's entropy{close}"
 
@@ -281,7 +287,7 @@ def _write_frames(path: Path, about: dict, result: Result) -> None:
         file.write(json.dumps(about, indent=2).removesuffix("\n}") + ',\n  "frames": [')
         boxes = [None] * len(result.times) if result.boxes is None else result.boxes.round(6).tolist()
         each = zip(result.times, result.probabilities, result.attention, boxes, strict=True)
-        bar = tqdm(each, "writing .json", len(result.times), unit="frame", disable=None, dynamic_ncols=True)
+        bar = tqdm(each, "writing .json", len(result.times), unit=" frames", disable=None, dynamic_ncols=True)
         for number, (time, probabilities, attention, box) in enumerate(bar):
             frame = {
                 "time": round(time, 3), "class": result.classes[probabilities.argmax()],

@@ -9,7 +9,6 @@ model runs.
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from action_attention.metrics import VideoPrediction, rank_classes
 from action_attention.overlays import draw_overlays, write_video
 from action_attention.runs import SUBSETS, Run
 from data_prep import program
+from data_prep.terminal import say, warn
 from data_prep.videos import UnusableVideoError, VideoReader
 from experiments import table
 
@@ -146,7 +146,7 @@ def draw_videos(
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with threadpool_limits(1):
-            said = tqdm(pool.map(draw, wanted), "overlays", len(wanted), unit="video", disable=None)
+            said = tqdm(pool.map(draw, wanted), "overlays", len(wanted), unit=" videos", disable=None)
             return dict(zip(wanted, said, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -255,14 +255,14 @@ def _figures(runs: list[EvaluatedRun]) -> list:
         shown = {"Video top-1": first, "95 % interval of video top-1": f"{low:.1%} to {high:.1%}"}
         shown |= zip(FIGURES, others, strict=True)
         shown["Cross-entropy"] = f"{result['cross_entropy']:.3f}"
-        for measure, name in LOCALIZATION.items() if "localization" in result else ():
+        for measure, name in LOCALIZATION.items() if "localization" in result and table.looks(result) else ():
             found = result["localization"][measure]
             interval = found["attention_ci95"]
             shown[name] = f"{found['attention']:.1%}" + (
                 f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
             )
             shown |= {f"{name}: {title}": _control(found, key) for key, title in CONTROLS.items()}
-        if boxes := result.get("localization", {}).get("boxes"):
+        if (boxes := result.get("localization", {}).get("boxes")) and table.looks(result):
             shown["Tube IoU of boxes"] = f"{boxes['tube_iou']['attention']:.3f}"
             shown["Tube IoU of boxes: median training box"] = f"{boxes['tube_iou']['training_box']:.3f}"
             shown["CorLoc 0.5"] = f"{boxes['corloc_0.5']['attention']:.1%}"
@@ -298,7 +298,7 @@ def _settings(runs: list[EvaluatedRun]) -> list:
             **shown,
             "validation": result["validation"],
             "vote of this evaluation": result["vote"],
-            "epochs": "none" if result["epochs"] is None else f"{result['epochs']}, kept: {result['best_epoch'] + 1}",
+            "epochs": "none" if result["epochs"] is None else f"{result['epochs']}, kept: {result['best_epoch']}",
             "training": f"{result['seconds']:.0f} s",
             "features": ", ".join(settings[key] for key in ("backbone", "weights", "precision")),
             "frames per second": f"{run.fps:g}",
@@ -332,8 +332,8 @@ def main() -> None:
     drawn = make_report(runs, find_videos(args.videos, runs[0]), *asked)
     without = sum("note" in said for said in drawn.values())
     if without:
-        print(f"WARNING: {without} of {len(drawn)} videos could not be drawn; the page says why", file=sys.stderr)
-    print(f"{output / 'index.html'}: {len(runs)} runs, overlays of {len(drawn) - without} videos; open it in a browser")
+        warn(f"{without} of {len(drawn)} videos could not be drawn; the page says why")
+    say(f"{output / 'index.html'}: {len(runs)} runs, overlays of {len(drawn) - without} videos; open it in a browser")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from action_attention.heatmaps import FULL, paint
 from action_attention.runs import pretrained_names
 from data_prep import program
 from data_prep.recognizer import CARTOONS, Recognizer, of_cartoons
+from data_prep.terminal import say, warn
 from data_prep.videos import EXTENSIONS
 from experiments.jobs import data_url
 from experiments.predict import open_run
@@ -56,15 +57,15 @@ def main() -> None:
                 f"--host={args.host} --port={args.port} cannot be listened at ({error.strerror}); give another --port"
             ) from error
         if not is_loopback(args.host):
-            print(f"WARNING: --host={args.host}: whoever reaches this machine may use the page, and what they send is "
-                  "not encrypted; browsers give no camera to such pages", file=sys.stderr)  # fmt: skip
-        print(f"http://{_in_url(args.host)}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+            warn(f"--host={args.host}: whoever reaches this machine may use the page, and what they send is "
+                  "not encrypted; browsers give no camera to such pages")  # fmt: skip
+        say(f"http://{_in_url(args.host)}:{server.server_port}/  (Ctrl-C ends it)")
         try:
             # The videos are looked at here, in the main thread: Ctrl-C then ends what is at work, which tidies up.
             threading.Thread(target=server.serve_forever, daemon=True).start()
             server.jobs.work()
         except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
+            say("\nstopped", sys.stderr)
         finally:
             server.shutdown()
             server.server_close()

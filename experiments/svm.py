@@ -26,7 +26,8 @@ from action_attention.runs import OF_FRAMES, Run, describe
 from data_prep import program
 from data_prep.datasets import groups_of
 from data_prep.splits import validation_folds
-from experiments import options, table
+from data_prep.terminal import say
+from experiments import options, table, text_table
 
 NORMALIZATIONS = ("sqrt_l2", "l2")
 POOLINGS = ("mean", "mean_motion", "maxmin")
@@ -114,6 +115,8 @@ def choose_temperature(
 def define_flags() -> None:
     options.define_data_flags()
     flags.adopt_module_key_flags(options)
+    text_table.define_format()
+    flags.adopt_module_key_flags(text_table)
     flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
     flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "of the pooled features")
     flags.DEFINE_enum(
@@ -143,7 +146,7 @@ def main() -> None:
     unknown = set(class_names(split["test"])) - set(classes)
     if unknown or not split["test"]:
         raise UserError(f"the split tests {', '.join(sorted(unknown)) or 'no video'}, which it does not train; mend it")
-    videos = tqdm([*split["train"], *split["test"]], "pooling", unit="video", disable=None)
+    videos = tqdm([*split["train"], *split["test"]], "pooling", unit=" videos", disable=None)
     vectors = {name: pool_video(cache, name, args.normalize, args.motion, args.pooling) for name in videos}
     # an SVM is a sum of training vectors: where these span less than all dimensions, the rest decides nothing
     basis, _ = np.linalg.qr(np.stack([vectors[name] for name in split["train"]]).T)
@@ -165,8 +168,8 @@ def main() -> None:
     about |= summarize(predictions, classes, "mean") | dict.fromkeys(OF_FRAMES)
     write_evaluation(run.evaluation("test"), about, predictions, classes)
     chosen = "as given" if args.C else f"{accuracy:.1%} on validation videos"
-    print(f"{run_dir}: C {penalty:g}, {chosen}; temperature {temperature:.3g}\n")
-    print(table.markdown([table.read_result(run_dir)]))
+    say(f"{run_dir}: C {penalty:g}, {chosen}; temperature {temperature:.3g}\n")
+    text_table.show(table.markdown([table.read_result(run_dir)]))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ from action_attention.training import train as train_model
 from data_prep import program
 from data_prep.datasets import groups_of, made_lists
 from data_prep.splits import validation_folds
-from experiments import options
+from data_prep.terminal import say
+from experiments import options, text_table
 
 try:
     import optuna
@@ -189,7 +190,7 @@ def worker_process(sweep: Sweep, tickets: SimpleQueue) -> None:
         import_modules(sweep.imports)
         work(sweep, tickets)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         sys.exit(1)
 
 
@@ -214,7 +215,7 @@ def search(sweep: Sweep, study: "optuna.Study", trials: int, workers: int) -> No
     for process in processes:
         process.start()
     signal.signal(signal.SIGINT, at_interrupt)
-    with tqdm(total=trials, initial=len(finished(study)), unit="trial", disable=None) as progress:
+    with tqdm(total=trials, initial=len(finished(study)), unit=" trials", disable=None) as progress:
         while alive := [process.sentinel for process in processes if process.is_alive()]:
             connection.wait(alive, timeout=10)
             if len(finished(study)) > progress.n:
@@ -274,6 +275,8 @@ def define_flags() -> None:
     options.define_data_flags()
     options.define_settings(without=("epochs", "patience"))
     flags.adopt_module_key_flags(options)
+    text_table.define_format()
+    flags.adopt_module_key_flags(text_table)
     flags.DEFINE_string("output", None, "folder of the sweep, the only place that output goes to", required=True)
     flags.DEFINE_integer("trials", 30, "trials in all, with those of earlier runs in --output", lower_bound=1)
     flags.DEFINE_integer("folds", 3, "parts of the training list, each of which validates once", lower_bound=2)
@@ -309,8 +312,8 @@ def main() -> None:
         search(sweep, study, args.trials, args.workers)
     if not (output / "best.flags").exists():
         raise UserError(f"no trial of {output} was completed; is the learning rate too large?")
-    print((output / "sweep.md").read_text())
-    print(f"next: python -m experiments.train --flagfile={output / 'best.flags'} --run_dir DIR")
+    text_table.show((output / "sweep.md").read_text())
+    say(f"next: python -m experiments.train --flagfile={output / 'best.flags'} --run_dir DIR")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.errors import UserError
 from action_attention.features import with_stream
 from action_attention.metrics import mean_interval95
-from action_attention.registry import defaults
-from action_attention.runs import METRICS, OF_FRAMES, Run
+from action_attention.registry import defaults, find_model, model_names
+from action_attention.runs import METRICS, OF_FRAMES, SCHEMA_VERSION, Run
 from action_attention.untrusted import read_json
 from data_prep import program
+from experiments import text_table
+from experiments.text_table import define_format, show
 
 ROW_KEYS = ("dataset", "split", "subset", "validation", "weights", "model", "config")
 RANDOM_WEIGHTS = "VGG16 WITH RANDOM WEIGHTS: these accuracies mean nothing."
@@ -39,6 +41,7 @@ UNNAMED = ("epochs", "min_steps", "patience", "clip_length", "vote")
 # what --output writes of a run, as `untrusted.complaint` takes it
 RESULT = {
     **METRICS, **dict.fromkeys(OF_FRAMES, (float, None)), "config": {}, "seconds": float,
+    "schema_version?": int,
     **dict.fromkeys(("best_epoch", "epochs"), (int, None)),
 }  # fmt: skip
 
@@ -55,15 +58,21 @@ def read_result(run_dir: Path, subset: str = "test") -> dict:
     if (stream := with_stream(run.features)["stream"]) != "rgb":
         config["stream"] = stream
     about = {key: run.about[key] for key in ("epochs", "seconds", "git", "versions")}
-    return {**metrics, "config": config, "best_epoch": run.about["best"]["epoch"], **about}
+    best = {"schema_version": SCHEMA_VERSION, "best_epoch": run.about["best"]["epoch"]}
+    return {**metrics, "config": config, **best, **about}
 
 
 def read_results(path: Path) -> list[dict]:
     """What `--output` wrote. Raises UserError if the file is not that."""
     try:
-        return read_json(path, [RESULT])
+        results = read_json(path, [RESULT])
     except ValueError as error:
         raise UserError(f"{path} is not what --output of this program wrote ({error}); write it again") from error
+    for result in results:
+        if result.get("schema_version", 1) == 1 and result["best_epoch"] is not None:
+            result["best_epoch"] += 1  # that schema counted epochs from 0
+        result["schema_version"] = SCHEMA_VERSION
+    return results
 
 
 def markdown(results: list[dict]) -> str:
@@ -92,7 +101,7 @@ def localization(results: list[dict]) -> str:
     Below the models of a split stand the controls that are the same for all of them, "-" where no result has one. What
     the attention of another video would have scored depends on the model and stands in its row.
     """
-    results = [result for result in results if "localization" in result]
+    results = [result for result in results if "localization" in result and looks(result)]
     lines = [
         "| attention on the actor | model or control | seeds | pointing accuracy | 95 % interval "
         "| with another video's maps | mass | 95 % interval | with another video's maps |",
@@ -130,7 +139,7 @@ def boxes(results: list[dict]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     corloc, video_map = ([f"{of}_{least:g}" for least in all_of] for of, all_of in OF_BOXES.items())
     models, baselines = [], dict[tuple[str, str], str]()
-    for runs in _rows([result for result in results if result.get("localization", {}).get("boxes")]):
+    for runs in _rows([each for each in results if each.get("localization", {}).get("boxes") and looks(each)]):
         where, *model = _about(runs)
         found = [run["localization"]["boxes"] for run in runs]
 
@@ -191,9 +200,15 @@ def over_splits(results: list[dict]) -> str:
 
 
 def _looking(run: dict) -> dict[str, float | None]:
-    found = run.get("localization", {})
+    found = run.get("localization") if looks(run) else None
     measured = {measure: found[measure]["attention"] if found else None for measure in MEASURES}
-    return {**measured, "entropy": run.get("entropy")}
+    return {**measured, "entropy": run.get("entropy") if looks(run) else None}
+
+
+def looks(result: dict) -> bool:
+    """Whether its model has an attention: uniform maps are those of a control, and no row for each model without."""
+    name = result["model"]
+    return name not in model_names() or find_model(name).build.has_attention
 
 
 def _models(results: list[dict]) -> list[list[list[dict]]]:
@@ -304,6 +319,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("results", [], "file that --output wrote before")
     flags.DEFINE_bool("differences", False, "add what each model gains over the first one, seed by seed")
     flags.DEFINE_string("output", None, "file to keep the results in")
+    define_format()
+    flags.adopt_module_key_flags(text_table)
 
 
 def main() -> None:
@@ -318,7 +335,7 @@ def main() -> None:
     tables = [markdown(results), over_splits(results), localization(results), boxes(results)]
     if args.differences:
         tables.append(differences(results))
-    print("\n\n".join(filter(None, tables)))
+    show("\n\n".join(filter(None, tables)))
 
 
 if __name__ == "__main__":

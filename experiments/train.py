@@ -3,7 +3,7 @@
 python -m experiments.train --features DIR --splits DIR --split 1 --model alstm --run_dir DIR
 """
 
-import sys
+from contextlib import closing
 from pathlib import Path
 
 from absl import flags
@@ -12,8 +12,10 @@ from action_attention.registry import Config
 from action_attention.training import choose_threads, train
 from data_prep import program
 from data_prep.splits import VALIDATIONS
+from data_prep.terminal import say, warn
 from data_prep.videos import frame_reader
 from experiments import options
+from experiments.progress import EpochLine
 
 
 def define_flags() -> None:
@@ -38,15 +40,16 @@ def main() -> None:
     choose_threads(config.model)
     videos = Path(args.videos or cache.source)
     if not videos.is_dir():
-        print(f"WARNING: {videos} is gone, so there will be no pictures; --videos says where it is", file=sys.stderr)
+        warn(f"{videos} is gone, so there will be no pictures; --videos says where it is")
     options.write_flags(run_dir, config.flat())
-    run = train(
-        config, cache, split, run_dir, about=about, resume=args.resume, verbose=int(sys.stderr.isatty()),
-        read_frames=frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None,
-    )  # fmt: skip
+    with closing(EpochLine()) as line:
+        run = train(
+            config, cache, split, run_dir, about=about, resume=args.resume, callbacks=[line],
+            read_frames=frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None,
+        )  # fmt: skip
     best = run["best"]
     validation = "TEST-LIST validation" if args.validation == "tutorial" else "validation"
-    print(f"{run_dir}: {config.model}, best of {run['epochs']} epochs is epoch {best['epoch']}"
+    say(f"{run_dir}: {config.model}, best of {run['epochs']} epochs is epoch {best['epoch']}"
           + (f" ({validation} video accuracy {best['val_video_top1']:.1%})" if "val_video_top1" in best else "")
           + f", {run['seconds']:.0f} s; next: make eval RUN_DIR={run_dir}")  # fmt: skip
 

@@ -20,6 +20,7 @@ from action_attention.overlays import draw_overlays, write_video
 from data_prep.cameras import Newest, open_source
 from data_prep.live import LiveRecognizer, Seen
 from data_prep.recognizer import Recognizer
+from data_prep.terminal import say, width
 
 COLUMNS = ("time", "answer", "best_guess", "confidence", "delay", "dropped")
 EVERY = 1.0  # seconds between two lines on the screen
@@ -83,7 +84,7 @@ def watch(
                     pass
         finally:
             signal.signal(signal.SIGINT, before)
-    print(f"\n{record}")
+    say(f"\n{record}")
     return [table, film] if overlay else [table]
 
 
@@ -112,7 +113,7 @@ def _reported(sights: Iterable[Sight], record: Record, table: Any) -> Iterator[S
             due = record.seconds + EVERY
             said = result.answer or f"none with confidence (best guess: {best})"
             line = f"{sight.seen.time:6.1f} s  {said}, {result.confidence:.0%}  delay {1000 * sight.delay:.0f} ms"
-            print(f"{line}  {sight.dropped} dropped".ljust(79), end=ended, flush=True)
+            print(f"{line}  {sight.dropped} dropped"[: width() - 1].ljust(79), end=ended, flush=True)
         yield sight
 
 

@@ -85,6 +85,8 @@ class ActionModel(keras.Model):
     """
 
     settings_class: ClassVar[type[ModelSettings]] = ModelSettings  # by `register_model`
+    # False where every place weighs the same, whatever was trained
+    has_attention: ClassVar[bool] = True
     # True where the operations of a step are so small that two cores take longer for one than one core does
     small_operations: ClassVar[bool] = False
 

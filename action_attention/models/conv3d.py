@@ -51,5 +51,7 @@ class Convolutions3D(keras.layers.Layer):
 class Conv3D(ActionModel):
     """Short-range motion in place of a memory; no attention."""
 
+    has_attention = False
+
     def make_core(self, settings: Conv3DSettings, options: dict[str, Any]) -> Convolutions3D:
         return Convolutions3D(settings, options, name="core")

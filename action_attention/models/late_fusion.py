@@ -47,6 +47,7 @@ class LateFusionPair(keras.layers.Layer):
 class LateFusion(ActionModel):
     """Two frames at a time, no recurrence, no attention."""
 
+    has_attention = False
     small_operations = True
 
     def make_core(self, settings: LateFusionSettings, options: dict[str, Any]) -> LateFusionPair:

@@ -13,6 +13,7 @@ from action_attention.registry import register_model
 class AverageLSTM(ActionModel):
     """Control: attention is uniform."""
 
+    has_attention = False
     small_operations = True
 
     def make_core(self, settings: GlimpseSettings, options: dict[str, Any]) -> AttentionLSTM:

@@ -21,6 +21,7 @@ class MeanPooling(keras.layers.Layer):
 class SoftmaxRegression(ActionModel):
     """Control without memory."""
 
+    has_attention = False
     small_operations = True
 
     def make_core(self, settings: ModelSettings, options: dict[str, Any]) -> MeanPooling:

@@ -48,6 +48,7 @@ class FrameScores(keras.layers.Layer):
 class TemporalAttention(ActionModel):
     """Which frames matter, not where in them."""
 
+    has_attention = False
     small_operations = True
 
     def make_core(self, settings: TemporalAttentionSettings, options: dict[str, Any]) -> FrameScores:
