@@ -9,7 +9,7 @@ MODEL       ?= alstm
 SPLIT       ?= 1
 RUN_DIR     ?= runs/$(MODEL)-split$(SPLIT)
 REPORT      ?= $(if $(call is_there,RUN_DIR),$(RUN_DIR),$(firstword $(RUN_DIR)))/report
-RUNS        ?= runs
+RUNS        ?= $(or $(shell ls -td runs $(call arg,DEMO)/runs 2>/dev/null | head -n 1),runs)
 DEMO        ?= demo
 SECONDS     ?= 600
 # no default, or one of each target
@@ -200,9 +200,9 @@ export: setup  ## a model for other programs, or to pass on: FORMAT, RUN_DIR (or
 	@$(python) -m experiments.export $(call predict_by,--run_dir=$(call arg,RUN_DIR)) --format=$(call arg,FORMAT) \
 	    --output=$(call quoted,$(or $(OUTPUT),exported/$(FORMAT))) $(ARGS)
 
-tensorboard: setup  ## curves and pictures of the runs below RUNS, ARGS
+tensorboard: setup  ## curves and pictures of the runs below RUNS (the newer of runs and what the demo made), ARGS
 	$(if $(call is_there,RUNS),,$(error make tensorboard: RUNS=$(RUNS) is not there; say which folder holds the runs))
-	$(python) -m tensorboard.main --logdir=$(call arg,RUNS) $(ARGS)
+	$(python) -m experiments.tensorboard --logdir=$(call arg,RUNS) $(ARGS)
 
 bench: setup  ## measure the stages against their limits: OUTPUT (bench.json), VIDEOS, FEATURES, ARGS
 	$(python) -m experiments.benchmark --output=$(call quoted,$(or $(OUTPUT),bench.json)) \

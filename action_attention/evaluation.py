@@ -22,10 +22,12 @@ from action_attention.heatmaps import relative_entropy
 from action_attention.localization import Actor, localize
 from action_attention.memory import check_address_space, check_memory, enough_memory
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
-from action_attention.overlays import gallery
+from action_attention.overlays import draw_overlays, gallery
 from action_attention.runs import Run, files_digest
 
 GALLERY_VIDEOS = 6
+CARD_WIDTH = 350  # pixels of a picture in TensorBoard; a wider one is shown smaller, and its text cannot be read
+CARD_FRAMES = (0.3, 0.7)  # where in the video
 ReadFrames = Callable[[str], np.ndarray | None]
 
 
@@ -180,7 +182,31 @@ def draw_gallery(
     read_frames: ReadFrames | None,
     heatmap: str = "absolute",
 ) -> np.ndarray | None:
-    """Annotated overlays of the first video of each of GALLERY_VIDEOS classes; None if their frames cannot be had.
+    """Annotated overlays of the first video of each of GALLERY_VIDEOS classes; None if their frames cannot be had."""
+    rows = _gallery_rows(predictions, read_frames)
+    return gallery(rows, classes, vote, heatmap=heatmap) if rows else None
+
+
+def draw_cards(
+    predictions: list[VideoPrediction], classes: list[str], vote: str, read_frames: ReadFrames | None
+) -> dict[str, np.ndarray]:
+    """Class -> overlays of its video in `draw_gallery`, one below the other, RGB uint8, as wide as TensorBoard's cards.
+
+    Empty if the frames cannot be had.
+    """
+    cards = {}
+    for prediction, frames in _gallery_rows(predictions, read_frames):
+        assert prediction.label is not None
+        chosen = [round(share * (len(frames) - 1)) for share in CARD_FRAMES]
+        drawn = draw_overlays(frames, prediction, classes, vote, width=CARD_WIDTH, only=chosen)
+        cards[classes[prediction.label]] = np.concatenate(list(drawn))
+    return cards
+
+
+def _gallery_rows(
+    predictions: list[VideoPrediction], read_frames: ReadFrames | None
+) -> list[tuple[VideoPrediction, np.ndarray]]:
+    """The first video of each of GALLERY_VIDEOS classes, with its frames; none if they cannot be had.
 
     Which videos depends on their order and classes only, so that it is the same ones in every epoch.
     """
@@ -191,9 +217,9 @@ def draw_gallery(
     for prediction in chosen[::step][:GALLERY_VIDEOS]:
         frames = read_frames(prediction.name) if read_frames else None
         if frames is None or len(frames) != len(prediction.attention):
-            return None
+            return []
         rows.append((prediction, frames))
-    return gallery(rows, classes, vote, heatmap=heatmap) if rows else None
+    return rows
 
 
 def confusion_png(confusion: np.ndarray, classes: list[str]) -> bytes:

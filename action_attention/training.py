@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api as hparams
 
 from action_attention.clips import Clips, check_flow, class_names
 from action_attention.errors import UserError
-from action_attention.evaluation import ReadFrames, confusion_png, draw_gallery, predict_videos
+from action_attention.evaluation import ReadFrames, confusion_png, draw_cards, predict_videos
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import locked
 from action_attention.loss import losses
@@ -163,12 +163,14 @@ def open_logs(folder: Path, first_epoch: int, config: Config, validate: bool) ->
     What a stopped run wrote of epochs that are done again is removed, so that every epoch stands there once.
     """
     for path in folder.glob("*/events.out.tfevents.*"):
-        os.truncate(path, _size_until(path, first_epoch + 1))
+        os.truncate(path, _size_until(path, first_epoch + 1 if first_epoch else 0))
     sides = ("train", "validation")[: 1 + validate]
     writers = {side: tf.summary.create_file_writer(str(folder / side)) for side in sides}
-    if validate and first_epoch == 0:
-        with writers["validation"].as_default():
-            hparams.hparams({key: value for key, value in config.flat().items() if value is not None})
+    if first_epoch == 0:
+        run = folder.absolute().parent  # in HParams, a row is called as the run
+        settings = {key: value for key, value in config.flat().items() if value is not None}
+        with writers[sides[-1]].as_default():
+            hparams.hparams(settings, trial_id=f"{run.name} ({run.parent})")
     return writers
 
 
@@ -215,9 +217,10 @@ class VideoValidation(keras.callbacks.Callback):
         with self.run.writing(), self.writer.as_default(epoch + 1):
             confusion = confusion_png(np.array(metrics["confusion"]), self.classes)
             tf.summary.image("confusion", tf.image.decode_png(confusion, channels=3)[None])
-            picture = draw_gallery(predictions, self.classes, self.config.training.vote, self.read_frames)
-            if picture is not None:
-                tf.summary.image("attention", picture[None])
+            if self.model.has_attention:
+                cards = draw_cards(predictions, self.classes, self.config.training.vote, self.read_frames)
+                for name, picture in cards.items():
+                    tf.summary.image(f"attention/{name}", picture[None])
 
 
 class RunState(keras.callbacks.Callback):

@@ -22,6 +22,7 @@ PROGRAMS = {
     "fuse": ("experiments.fuse", "average what several runs say of the same videos"),
     "table": ("experiments.table", "one table of evaluated runs"),
     "report": ("experiments.report", "one page with playing overlays"),
+    "tensorboard": ("experiments.tensorboard", "curves and pictures of runs"),
     "predict": ("experiments.predict", "what a video shows and where the model looks"),
     "serve": ("experiments.serve", "a page to drop a video on, or use the webcam"),
     "calibrate": ("experiments.calibrate", "make a run say how sure it may be"),

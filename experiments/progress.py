@@ -3,26 +3,28 @@
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import keras
 from tqdm import tqdm
 
+from data_prep.terminal import fitted
+
 # what an epoch is told by: of training batches (loss, frames right), of validation videos (cross-entropy, videos right)
 FIGURES = {
-    "loss": "loss {:.4g}", "logits_frame_top1": "frames {:.1%}",
-    "val_cross_entropy": "val {:.4g}", "val_video_top1": "videos {:.1%}",
+    "loss": "loss {:.3f}", "logits_frame_top1": "frames {:6.1%}",
+    "val_cross_entropy": "val {:.3f}", "val_video_top1": "videos {:6.1%}",
 }  # fmt: skip
 
 
 class EpochLine(keras.callbacks.Callback):
     """Prints, to stderr, a line like this one when an epoch is done.
 
-        epoch  3/30  loss 1.234  frames 45.2%  val 1.532  videos 52.1%  1:23 left
+        epoch  3/30  loss 1.234  frames  45.2%  val 1.532  videos  52.1%  1:23 left
 
-    The time left is that of all epochs to come, as long as those of this training so far: it may stop earlier. Call
-    `close` at the end, however that comes, so that what is printed next has a line of its own.
+    The time left is that of all epochs to come, each as long as the mean of this training's so far without its first,
+    which begins slowly; training may stop earlier. Call `close` at the end, however that comes, so that what is printed
+    next has a line of its own.
 
     Args:
         clock: seconds, from any point on.
@@ -31,12 +33,11 @@ class EpochLine(keras.callbacks.Callback):
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__()
         self._clock = clock
-        self._first: int | None = None  # epoch of this training, which may be one that goes on
+        self._ends: list[float] = []  # of the epochs of this training, after its start
         self._steps: tqdm | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._first is None:
-            self._first, self._started = epoch, self._clock()
+        self._ends = self._ends or [self._clock()]
         self._steps = tqdm(
             total=self.params["steps"], desc=self._name(epoch), disable=None, leave=False, dynamic_ncols=True,
             bar_format="{desc}  step {n_fmt}/{total_fmt}{postfix}",
@@ -48,12 +49,13 @@ class EpochLine(keras.callbacks.Callback):
             self._steps.update()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        assert self._first is not None
-        done, to_come = epoch + 1 - self._first, self.params["epochs"] - epoch - 1
-        left = timedelta(seconds=round((self._clock() - self._started) / done * to_come))
+        self._ends.append(self._clock())
+        counted = self._ends[1:] if len(self._ends) > 2 else self._ends
+        mean = (counted[-1] - counted[0]) / (len(counted) - 1)
         self.close()
-        said = [self._name(epoch), *_figures(logs or {}), f"{str(left).removeprefix('0:')} left"]
-        tqdm.write("  ".join(said), file=sys.stderr)
+        left = _clock_time(round(mean * (self.params["epochs"] - epoch - 1)))
+        line = "  ".join([self._name(epoch), *_figures(logs or {}), f"{left} left"])
+        tqdm.write(fitted(line, sys.stderr), file=sys.stderr)
 
     def close(self) -> None:
         if self._steps is not None:
@@ -66,3 +68,9 @@ class EpochLine(keras.callbacks.Callback):
 
 def _figures(logs: dict[str, float]) -> list[str]:
     return [text.format(logs[key]) for key, text in FIGURES.items() if key in logs]
+
+
+def _clock_time(seconds: int) -> str:
+    """`1:23`, or `1:02:23` from an hour on."""
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}:{seconds:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
