@@ -35,5 +35,5 @@ except PackageNotFoundError:  # a checkout that is not installed
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"action_attention has no {name}; it has {', '.join(_HOMES)}")
-    import_module("data_prep.quiet")  # before Keras
+    import_module("data_prep.quiet_tensorflow")  # before Keras
     return getattr(import_module(_HOMES[name]), name)

@@ -90,7 +90,7 @@ class Exported(keras.Model):
         if self.part == "initial":
             if self.model.settings.takes_motion:  # which no first state depends on
                 given["motion"] = ops.zeros_like(given["features"][..., 0])
-            return {}, self.model.initial(given)
+            return {}, self.model.first_states(given)
         given["mask"] = ops.ones_like(given["features"][:, :, 0, 0, 0], dtype="bool")
         return self.model.step(given, self._pack(states))
 
@@ -112,7 +112,7 @@ class Exported(keras.Model):
 
     def _states(self) -> Specs:
         shapes = self.model.get_build_config()["input_shape"]
-        first = self.model.initial(
+        first = self.model.first_states(
             {name: ops.ones(shape, "bool" if name == "mask" else "float32") for name, shape in shapes.items()}
         )
         self._pack = lambda states: keras.tree.pack_sequence_as(first, states)

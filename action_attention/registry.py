@@ -116,6 +116,18 @@ def all_settings() -> dict[str, dict[str, Field]]:
     return found
 
 
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """The same settings, those of older versions by the names and choices of now."""
+    values, known = dict(values), all_settings()
+    for name, of in known.items():
+        metadata = next(iter(of.values())).metadata
+        if (former := metadata["formerly"]) in values and former not in known:
+            values.setdefault(name, values.pop(former))
+        if name in values and isinstance(values[name], str):
+            values[name] = metadata["former_choices"].get(values[name], values[name])
+    return values
+
+
 def defaults(model: str) -> dict[str, Any]:
     """The default of every setting; of what the model does not have, the most common one."""
     found = {}
@@ -141,7 +153,7 @@ class Config:
         other, for an unknown model, and for a value out of range.
         """
         entry, known = find_model(model), all_settings()
-        given = {name: value for name, value in given.items() if value is not None}
+        given = renamed({name: value for name, value in given.items() if value is not None})
         for name, value in given.items():
             if name not in known:
                 raise UserError(f"no model has a setting {name}; {model} has {', '.join(entry.fields)}")
@@ -153,7 +165,7 @@ class Config:
     def read(cls, flat: dict[str, Any]) -> "Config":
         """From what `flat` gave, maybe in an older version: what it lacks has its default, what the model has not is
         left out. Raises UserError for an unknown model or a value out of range."""
-        entry = find_model(flat["model"])
+        entry, flat = find_model(flat["model"]), renamed(flat)
         return cls(flat["model"], _make(entry.settings, flat), _make(entry.training, flat))
 
     def flat(self) -> dict[str, Any]:

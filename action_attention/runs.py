@@ -37,7 +37,7 @@ from action_attention.metrics import VideoPrediction
 from action_attention.model_file import ModelFile, by_path, load_arrays
 from action_attention.models import ActionModel
 from action_attention.packages import PARTS, unpacked
-from action_attention.registry import Config, model_names
+from action_attention.registry import Config, model_names, renamed
 from action_attention.settings import VOTES
 from action_attention.untrusted import complaint, read_json, read_npz
 
@@ -253,8 +253,9 @@ class Run:
         with self._reading(path):
             file = ModelFile(path)
         wanted = {"name": config.model, "classes": len(self.classes), **asdict(config.settings)}
+        made = renamed(file.config)
         for key, value in wanted.items():
-            if (there := file.config.get(key)) != value:
+            if (there := made.get(key)) != value:
                 raise UserError(
                     f"{path} is not this run's model: it has {key}={there}, run.json says {key}={value}; put back the "
                     "file that belongs here, or train again"

@@ -32,9 +32,18 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     search: tuple | LogRange | None = None,
+    formerly: str | None = None,
+    former_choices: dict[str, str] | None = None,
 ) -> Any:
-    """A field of a `Settings` class; `low` and `high` are allowed values too."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "search": search}
+    """A field of a `Settings` class; `low` and `high` are allowed values too.
+
+    Flags, flag files and runs of older versions may call it `formerly`, and its choices by the keys of
+    `former_choices` (`registry.renamed`).
+    """
+    metadata = {
+        "help": help, "choices": choices, "low": low, "high": high, "search": search, "formerly": formerly,
+        "former_choices": former_choices or {},
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 

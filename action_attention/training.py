@@ -25,7 +25,7 @@ from action_attention.memory import check_address_space, check_memory, enough_me
 from action_attention.metrics import FrameAccuracy, summarize
 from action_attention.model_file import new_model
 from action_attention.models import ActionModel
-from action_attention.registry import Config, all_settings, find_model
+from action_attention.registry import Config, all_settings, find_model, renamed
 from action_attention.runs import Run, describe, from_one, state_variables
 from action_attention.untrusted import parse_json, read_npz
 
@@ -376,7 +376,7 @@ def _check_resumable(run: Run, resume: bool) -> None:
     if not resume:
         raise UserError(f"{run_dir} already holds a run; give another --run_dir, or --resume to go on with this one")
     there = Run.open(run_dir)
-    unknown = there.about["config"].keys() - all_settings().keys() - {"model"}
+    unknown = renamed(there.about["config"]).keys() - all_settings().keys() - {"model"}
     if unknown:
         raise UserError(
             f"{run_dir} has settings that this version does not know ({', '.join(sorted(unknown))}); resume it with "

@@ -115,9 +115,9 @@ class LiveRecognizer:
             if len(self._inputs) < min(WARM_UP, length):
                 return None
             new = self._window()
-            self._states = self._model.initial(new)
+            self._states = self._model.first_states(new)
         elif self._steps >= length:
-            self._states = {**self._model.initial(self._window()), "before": self._states["before"]}
+            self._states = {**self._model.first_states(self._window()), "before": self._states["before"]}
             self._steps = 0
         outputs, self._states = self._model.step(new, self._states)
         self._steps += new["mask"].shape[1]

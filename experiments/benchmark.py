@@ -39,7 +39,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
+import data_prep.quiet_tensorflow  # isort: skip  # noqa: F401 - before Keras
 import h5py
 import hdf5plugin
 import keras
@@ -60,7 +60,7 @@ from data_prep.extract import Batch, decode_batches, extract
 from data_prep.sample import make_sample
 from data_prep.splits import make_split, make_tags
 from data_prep.videos import list_videos, read_frames
-from experiments import peers
+from experiments import benchmark_baselines as baselines
 
 FPS = 15.0
 SHORT_FPS = 1.0  # where the number of videos is the point, not that of frames
@@ -141,7 +141,7 @@ class Bench:
         return model
 
 
-def in_turn(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+def time_alternately(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
     """Seconds of each function, called in turn, `rounds` times after a first call that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -176,7 +176,7 @@ def network(bench: Bench) -> list[Row]:
         lowest = min(cosines(ours(frames), other(frames)))
         what = f"{name}, {ours.precision}"
         rows.append(Row(f"{what}: lowest cosine of a frame's cube", "OpenVINO", lowest, 0.9999, ""))
-    seconds = in_turn(2 * bench.rounds, **contest)
+    seconds = time_alternately(2 * bench.rounds, **contest)
     speeds = {name: len(frames) / statistics.median(taken) for name, taken in seconds.items()}
     for name in ("vgg16", "efficientnet_lite0"):
         faster = ratio(seconds, name, f"{name} openvino")
@@ -240,8 +240,8 @@ def extraction(bench: Bench) -> list[Row]:
     contest = {}
     for name, network in backbones.items():
         contest[f"extraction {name}"], contest[f"network {name}"] = partial(pipeline, network), partial(alone, network)
-    loop = partial(peers.one_thread_loop, bench.videos, bench.names, FPS, bench.weights)
-    seconds = in_turn(bench.rounds, **contest, loop=loop)
+    loop = partial(baselines.one_thread_loop, bench.videos, bench.names, FPS, bench.weights)
+    seconds = time_alternately(bench.rounds, **contest, loop=loop)
     speeds = {name: frames / statistics.median(taken) for name, taken in seconds.items()}
     rows = []
     for name in backbones:
@@ -260,9 +260,9 @@ def lstm_step(bench: Bench) -> list[Row]:
         "bfloat16": fitted(bench.model("alstm", mixed_precision=True), batches),
     }
     for name, compiled in (("eager", False), ("compiled", True)):
-        step = peers.torch_alstm_step(features.shape[2:], CLASSES, Config.of("alstm"), compiled)
+        step = baselines.torch_alstm_step(features.shape[2:], CLASSES, Config.of("alstm"), compiled)
         contest[name] = partial(repeat, step, features, labels)
-    seconds = in_turn(bench.rounds, **contest)
+    seconds = time_alternately(bench.rounds, **contest)
     speeds = {name: STEPS * len(features) / statistics.median(taken) for name, taken in seconds.items()}
     return [
         Row(f"ALSTM step, {ours}", f"PyTorch {peer}, float32", ratio(seconds, peer, ours), goal, detail=speeds)
@@ -279,8 +279,8 @@ def repeat(step: Callable[..., object], *arguments: Any) -> None:
 def conv_lstm_step(bench: Bench) -> list[Row]:
     """A training step of ConvALSTM beside Keras' own ConvLSTM cell in the same loop."""
     features, _, batches = whole_clips(bench)
-    seconds = in_turn(
-        max(1, bench.rounds - 1), plain=fitted(bench.model("conv_alstm", build=peers.plain_conv_alstm), batches),
+    seconds = time_alternately(
+        max(1, bench.rounds - 1), plain=fitted(bench.model("conv_alstm", build=baselines.plain_conv_alstm), batches),
         ours=fitted(bench.model("conv_alstm", mixed_precision=True), batches),
     )  # fmt: skip
     speeds = {name: STEPS * len(features) / statistics.median(taken) for name, taken in seconds.items()}
@@ -308,7 +308,7 @@ def data(bench: Bench) -> list[Row]:
     model, clips, endless, steps = bench.model("alstm"), bench.clips(), range(10_000), 4 * STEPS
     constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat()
     streamed = bench.clips(in_memory=False)
-    seconds = in_turn(
+    seconds = time_alternately(
         2 * bench.rounds, constant=fitted(model, constant, steps),
         memory=fitted(model, clips.shuffled_batches(16, 0, endless), steps),
         streamed=fitted(model, streamed.shuffled_batches(16, 0, endless), steps),

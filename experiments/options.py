@@ -69,12 +69,27 @@ def define_settings(without: tuple[str, ...] = ()) -> None:
         if kind(field) is bool:
             flags.DEFINE_bool(name, None, text)
         elif field.metadata["choices"]:
-            flags.DEFINE_enum(name, None, choices(fields), text)
+            flag = flags.EnumFlag(name, None, text, choices(fields))
+            flag.parser = _Choices(choices(fields), field.metadata["former_choices"])
+            flags.DEFINE_flag(flag)
         elif kind(field) is str:
             flags.DEFINE_string(name, None, text)
         else:
             define = flags.DEFINE_integer if kind(field) is int else flags.DEFINE_float
             define(name, None, text, lower_bound=low, upper_bound=high)
+        if former := field.metadata["formerly"]:
+            flags.DEFINE_alias(former, name, module_name="former names")  # of no program: --help does not show it
+
+
+class _Choices(flags.EnumParser):
+    """Takes the choices of older versions too."""
+
+    def __init__(self, choices: list[str], former: dict[str, str]):
+        super().__init__(choices)
+        self.former = former
+
+    def parse(self, argument: str) -> str:
+        return super().parse(self.former.get(argument, argument))
 
 
 def define_preset() -> None:

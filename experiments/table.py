@@ -14,7 +14,7 @@ from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.errors import UserError
 from action_attention.features import with_stream
 from action_attention.metrics import mean_interval95
-from action_attention.registry import defaults, find_model, model_names
+from action_attention.registry import defaults, find_model, model_names, renamed
 from action_attention.runs import METRICS, OF_FRAMES, SCHEMA_VERSION, Run
 from action_attention.untrusted import read_json
 from data_prep import program
@@ -279,7 +279,7 @@ def _rows(results: list[dict]) -> list[list[dict]]:
     """Results that differ only in their seed, together; what a result says nothing of has its default."""
     rows: dict[str, list[dict]] = {}
     for result in results:
-        result["config"] = {**_defaults(result), **result["config"]}
+        result["config"] = {**_defaults(result), **renamed(result["config"])}
         key = json.dumps([result[key] for key in ROW_KEYS], sort_keys=True)
         rows.setdefault(key, []).append(result)
     return list(rows.values())

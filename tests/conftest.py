@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import data_prep.quiet  # noqa: F401, I001 - before Keras
+import data_prep.quiet_tensorflow  # noqa: F401, I001 - before Keras
 
 from collections.abc import Sequence
 from fractions import Fraction

@@ -14,7 +14,7 @@ from subprocess import CompletedProcess
 
 ROOT = Path(__file__).parents[1]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["data_prep.quiet", "keras", "cv2"])
+_context.set_forkserver_preload(["data_prep.quiet_tensorflow", "keras", "cv2"])
 
 
 def run(

@@ -144,7 +144,7 @@ def test_names_that_lead_elsewhere(run_dir, cache_folder, tmp_path, fault):
 # Reads each of a list of files as its name says; prints the sentence and by how much the process's peak grew.
 READS = """
 import json, resource, sys
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 from pathlib import Path
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
@@ -470,7 +470,7 @@ def test_settings_that_no_machine_holds(cache_folder, tmp_path, fault):
 # Files may not grow from the moment that the first epoch's videos were predicted: the curves are what is written next.
 FULL_CURVES = """
 import resource, runpy, sys
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 from action_attention import training
 predict_videos = training.predict_videos
 def predict(*arguments):
@@ -483,7 +483,7 @@ sys.path.insert(0, "")
 runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 """
 ADDRESS_SPACE = """
-import data_prep.quiet, psutil
+import data_prep.quiet_tensorflow, psutil
 from experiments import train
 print(psutil.Process().memory_info().vms)
 """

@@ -156,7 +156,7 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
     before, refused = tree(run_dir), 0
     others = {
         "model": "softmax", "mixed_precision": True, "mirror": True, "schedule": "cosine", "vote": "mean", "cells": 2,
-        "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "carry", "dropout": 0.25,
+        "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "cell_state", "dropout": 0.25,
         "glimpse": "quarters", "scores": "location", "motion_prior": True, "centre_prior": True, "beside": "mean",
     }  # fmt: skip
     settings = config(epochs=1).flat()
@@ -214,9 +214,9 @@ def test_runs_of_other_versions(run_dir, cache, split, tmp_path, fault):
         assert "\n" not in str(raised.value)
         refused += 1
 
-    newer = edit(run_dir, tmp_path / "newer", schema_version=2)
-    check(rf"schema 2, this version reads up to 1; use the version that {made_by}", evaluate, newer, cache)
-    check(rf"schema 2.*{made_by}", train, config(epochs=1), cache, split, newer, resume=True)
+    newer = edit(run_dir, tmp_path / "newer", schema_version=3)
+    check(rf"schema 3, this version reads up to 2; use the version that {made_by}", evaluate, newer, cache)
+    check(rf"schema 3.*{made_by}", train, config(epochs=1), cache, split, newer, resume=True)
     settings = json.loads((run_dir / "run.json").read_text())["config"]
     unknown = edit(run_dir, tmp_path / "unknown", config={**settings, "wings": 2})
     check(rf"does not know \(wings\).*{made_by}", train, config(epochs=1), cache, split, unknown, resume=True)

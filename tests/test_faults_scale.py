@@ -333,7 +333,7 @@ ENDED_IN = """
 import os, runpy, signal, sys, threading
 from pathlib import Path
 import numpy as np
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 import keras
 from action_attention import features, overlays, runs, training
 

@@ -31,7 +31,7 @@ KILLED_AT = """
 import os, runpy, signal, sys
 from pathlib import Path
 import numpy as np
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 import keras, tensorflow as tf
 from action_attention import training
 
@@ -130,7 +130,7 @@ def assert_the_same_run(run_dir, whole, cache_folder):
     curves = curves_of(run_dir)
     assert curves == curves_of(whole)
     steps = [step for step, _ in curves["train/epoch_loss"]]
-    assert steps == list(range(len(steps))) == [epoch["epoch"] for epoch in history_of(whole)]
+    assert steps == list(range(1, len(steps) + 1)) == [epoch["epoch"] for epoch in history_of(whole)]
     names = [{p.name for p in folder.iterdir() if p.name != "eval"} for folder in (run_dir, whole)]
     assert names[0] == names[1]
     for name in ("split.json", "flags.txt"):
@@ -245,7 +245,7 @@ def test_a_finished_run_is_never_overwritten_without_being_asked(cache_folder, t
 # The loss is not a number from one step on, as if by overflow.
 DIVERGES_AT = """
 import runpy, sys
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 import tensorflow as tf
 from action_attention import clips
 epoch, step = int(sys.argv[1]), int(sys.argv[2])
@@ -271,8 +271,11 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step(cache_folder, tmp_path, f
         run_dir = tmp_path / f"{epoch}-{step}"
         command = arguments(cache_folder, run_dir, "alstm", "--batch_size=2", epochs=3)
         sentence = fails_with_one_sentence("-c", DIVERGES_AT, epoch, step, *command)
-        kept = f"keeps the state of epoch {epoch - 1}" if epoch else "holds no state yet"
-        assert f"the loss is nan in epoch {epoch}, step {step}; {run_dir} {kept}, train anew with a smaller" in sentence
+        kept = f"keeps the state of epoch {epoch}" if epoch else "holds no state yet"
+        assert (
+            f"the loss is nan in epoch {epoch + 1}, step {step + 1}; {run_dir} {kept}, train anew with a smaller"
+            in sentence
+        )
         assert (run_dir / "last_state.npz").exists() == (run_dir / "model.keras").exists() == bool(epoch)
         succeeds("-m", "experiments.train", *command, "--resume")  # the cause is gone
         assert_the_same_run(run_dir, whole, cache_folder)

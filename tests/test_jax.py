@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 TWO_STEPS = """
 import sys
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 import keras, numpy as np
 from action_attention.registry import Config, find_model
 from action_attention.training import compile_model, new_model
@@ -49,7 +49,7 @@ np.savez(sys.argv[2], **found)
 
 CUBES = """
 import sys
-import data_prep.quiet
+import data_prep.quiet_tensorflow
 import numpy as np
 from data_prep.backbones import build_backbone
 frames = np.load(sys.argv[1])

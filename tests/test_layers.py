@@ -66,7 +66,7 @@ def numpy_alstm(layer, features, *, reset_cell=False):
     mean = cube.mean((1, 2))
 
     def first(state, n):
-        if layer.settings.ablate == "initial":
+        if layer.settings.ablate == "first_states":
             return np.zeros((len(features), UNITS))
         return np.tanh(mean @ w[f"mlp_{state}{n}/kernel"] + w[f"mlp_{state}{n}/bias"])
 
@@ -80,7 +80,7 @@ def numpy_alstm(layer, features, *, reset_cell=False):
         else:
             below = in_quarters(locations, cube[:, t]) @ w["mlp_z/kernel"] + w["mlp_z/bias"]
         for n in cells:
-            before = np.zeros_like(cell[n]) if reset_cell or layer.settings.ablate == "carry" else cell[n]
+            before = np.zeros_like(cell[n]) if reset_cell or layer.settings.ablate == "cell_state" else cell[n]
             below, cell[n] = lstm_step(below, hidden[n], before, w, f"lstm{n}")
             hidden[n] = below
         hiddens.append(below)
@@ -121,7 +121,7 @@ def numpy_conv_alstm(layer, features, *, reset_cell=False):
         mixed = np.tanh(frame @ w["conv_x/kernel"] + w["conv_x/bias"] + hidden[-1] @ w["conv_h/kernel"])
         locations = softmax((mixed @ w["conv_score/kernel"]).reshape(len(features), -1), axis=-1)
         attention = locations.reshape(-1, SIDE, SIDE)
-        weights = attention * (SIDE * SIDE if layer.settings.rescale else 1)
+        weights = attention * (SIDE * SIDE if layer.settings.mean_one_attention else 1)
         below, before, hidden, cell = frame * weights[..., None], [*zip(hidden, cell, strict=True)], [], []
         for (last_hidden, last_cell), (kernel, recurrent, bias) in zip(before, cells, strict=True):
             gates = convolve(below, kernel) + convolve(last_hidden, recurrent) + bias
@@ -138,11 +138,11 @@ RECURRENCES = {
     "alstm": (lambda: core(ALSTM), numpy_alstm),
     "conv_alstm": (lambda: core(ConvALSTM), numpy_conv_alstm),
     "alstm of two cells": (lambda: core(ALSTM, cells=2), numpy_alstm),
-    "alstm without initial states": (lambda: core(ALSTM, ablate="initial"), numpy_alstm),
+    "alstm without initial states": (lambda: core(ALSTM, ablate="first_states"), numpy_alstm),
     "alstm with glimpses of quarters": (lambda: core(ALSTM, glimpse="quarters"), numpy_alstm),
-    "alstm that carries no cell state": (lambda: core(ALSTM, cells=2, ablate="carry"), numpy_alstm),
+    "alstm that carries no cell state": (lambda: core(ALSTM, cells=2, ablate="cell_state"), numpy_alstm),
     "conv_alstm from the clip's mean, rescaled": (
-        lambda: core(ConvALSTM, cells=2, initial="clip", rescale=True, dropout=0.5),
+        lambda: core(ConvALSTM, cells=2, first_states="clip", mean_one_attention=True, dropout=0.5),
         numpy_conv_alstm,
     ),
     "conv_alstm of two cells": (lambda: core(ConvALSTM, cells=2), numpy_conv_alstm),

@@ -75,10 +75,10 @@ def test_a_stream_says_what_the_steps_over_its_features_say(name, streams, setti
     seen = [each for number, frame in enumerate(frames) if (each := live.step(frame, number / FPS))]
     late = name == "conv_alstm" or "flow" in streams or settings.get("scores") == "motion"
     inputs, model = inputs_of(frames, recognizer, network), recognizer.model
-    states, logits, maps = model.initial(part(inputs, 0, WARM_UP)), [], []
+    states, logits, maps = model.first_states(part(inputs, 0, WARM_UP)), [], []
     for first, end in ((0, length), (length, 2 * length), (2 * length, count - late)):
         if first:  # the window of the last frames, the one that is next among them
-            fresh = model.initial(part(inputs, first + 1 - length, first + 1))
+            fresh = model.first_states(part(inputs, first + 1 - length, first + 1))
             states = {**fresh, "before": states["before"]}
         outputs, states = model.step(part(inputs, first, end), states)
         logits.append(outputs["logits"][0])

@@ -120,9 +120,9 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
     "settings",
     [
         {"normalize": "sqrt_l2", "motion": "difference", "channel_dropout": 0.3},
-        {"head": "conv", "initial": "clip", "rescale": True},
+        {"head": "conv", "first_states": "clip", "mean_one_attention": True},
         {"head": "pool"},
-        {"glimpse": "quarters", "ablate": "carry"},
+        {"glimpse": "quarters", "ablate": "cell_state"},
     ],
 )
 def test_further_settings_survive_saving(settings, tmp_path):
@@ -206,7 +206,7 @@ def test_an_unknown_setting_is_refused_with_the_known_ones():
         ("alstm", {"dropout": 1.5}, r"dropout must be a number at least 0, at most 1\. Received: 1\.5"),
         ("alstm", {"dropout": float("nan")}, "dropout must be a number at least 0, at most 1. Received: nan"),
         ("alstm", {"cells": True}, "cells must be a whole number at least 1, at most 16. Received: True"),
-        ("conv_alstm", {"rescale": 1}, "rescale must be true or false. Received: 1"),
+        ("conv_alstm", {"mean_one_attention": 1}, "mean_one_attention must be true or false. Received: 1"),
     ],
 )
 def test_a_setting_that_a_model_does_not_have_or_that_is_out_of_range_is_refused(name, settings, sentence):

@@ -77,7 +77,7 @@ def numpy_motion_conv_alstm(layer, settings, inputs):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"memory": "scores"}, {"cells": 2}, {"initial": "zeros"}, {"motion_prior": True, "memory": "scores"},
+    {}, {"memory": "scores"}, {"cells": 2}, {"first_states": "zeros"}, {"motion_prior": True, "memory": "scores"},
 ], ids=str)  # fmt: skip
 def test_the_layer_is_videolstms_over_30_frames(settings, inputs):
     layer, settings = core(inputs, **settings)

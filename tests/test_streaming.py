@@ -14,11 +14,11 @@ RECURRENT = [
     ("alstm", {"scores": "motion", "centre_prior": True, "temperature": 0.33, "normalize": "sqrt_l2"}),
     ("alstm", {"scores": "location", "heads": 2, "motion_prior": True, "beside": "mean", "temperature": 0.0}),
     ("alstm", {"fusion": "early", "motion": "difference", "normalize": "sqrt_l2", "cells": 2}),
-    ("alstm", {"glimpse": "quarters", "ablate": "carry"}),
+    ("alstm", {"glimpse": "quarters", "ablate": "cell_state"}),
     ("avg_lstm", {"motion": "difference"}),
-    ("max_lstm", {"ablate": "initial"}),
+    ("max_lstm", {"ablate": "first_states"}),
     ("conv_alstm", {"motion_prior": True, "cells": 2, "head": "conv"}),
-    ("conv_alstm", {"initial": "clip", "rescale": True, "motion": "difference"}),
+    ("conv_alstm", {"first_states": "clip", "mean_one_attention": True, "motion": "difference"}),
     ("motion_conv_alstm", {"motion": "difference", "centre_prior": True}),
     ("motion_conv_alstm", {"memory": "scores", "cells": 2, "head": "pool"}),
 ]
@@ -73,9 +73,9 @@ def test_a_stream_is_the_clip(name, settings):
     inputs = stream(model, frames)
     whole = {key: ops.convert_to_numpy(value) for key, value in model(inputs).items()}
     assert np.ptp(whole["logits"], axis=1).max() > 0.1  # the frames differ
-    by_frame, _ = run(model, inputs, model.initial(inputs), range(1, frames + 1))
+    by_frame, _ = run(model, inputs, model.first_states(inputs), range(1, frames + 1))
     assert_alike(by_frame, whole)
-    by_pieces, _ = run(model, inputs, model.initial(inputs), [1, 8, 20, 21])
+    by_pieces, _ = run(model, inputs, model.first_states(inputs), [1, 8, 20, 21])
     assert_alike(by_pieces, part(whole, 0, 21))
 
 
@@ -84,12 +84,12 @@ def test_a_window_begins_a_stream_as_a_clip_of_its_length_begins(name, settings)
     """The steps over the window are the window's call, and what is carried on is of the window alone."""
     model = make(name, settings)
     inputs, window = stream(model, 30), 12
-    states = model.initial(part(inputs, 0, window))
+    states = model.first_states(part(inputs, 0, window))
     shorter = {key: ops.convert_to_numpy(value) for key, value in model(part(inputs, 0, window)).items()}
     steps, after = run(model, inputs, states, range(1, window + 1))
     assert_alike(steps, shorter)
     padded = {**inputs, "mask": np.arange(30) < window + np.zeros((2, 1))}
-    for a, b in zip(*(keras.tree.flatten(each) for each in (states, model.initial(padded))), strict=True):
+    for a, b in zip(*(keras.tree.flatten(each) for each in (states, model.first_states(padded))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     forms = [[tuple(tensor.shape) for tensor in keras.tree.flatten(each)] for each in (states, after)]
     assert forms[0] == forms[1]
@@ -98,7 +98,7 @@ def test_a_window_begins_a_stream_as_a_clip_of_its_length_begins(name, settings)
 def test_what_is_carried_matters():
     model = make("alstm", {})
     inputs = stream(model, 20)
-    states = model.initial(inputs)
+    states = model.first_states(inputs)
     _, later = run(model, inputs, states, [10])
     fresh, _ = model.step(part(inputs, 10, 20), states)
     carried, _ = model.step(part(inputs, 10, 20), later)
@@ -108,7 +108,7 @@ def test_what_is_carried_matters():
 def test_states_are_not_changed_in_place():
     model = make("motion_conv_alstm", {})
     inputs = stream(model, 4)
-    states = model.initial(inputs)
+    states = model.first_states(inputs)
     first, _ = model.step(inputs, states)
     again, _ = model.step(inputs, states)
     assert_alike(first, again, 0)
@@ -119,11 +119,11 @@ def test_a_model_without_memory_says_so(name):
     model = build_model(name, CLASSES, cube_shape=(7, 7, CHANNELS))
     assert not model.is_recurrent
     with pytest.raises(UserError, match="carries nothing from frame to frame; call it with whole clips"):
-        model.initial({"features": np.zeros((1, 4, 7, 7, CHANNELS)), "mask": np.ones((1, 4), bool)})
+        model.first_states({"features": np.zeros((1, 4, 7, 7, CHANNELS)), "mask": np.ones((1, 4), bool)})
 
 
 def test_a_stream_of_other_cubes_is_refused():
     model = make("alstm", {})
-    states = model.initial(stream(model, 4))
+    states = model.first_states(stream(model, 4))
     with pytest.raises(UserError, match="features must have the shape"):
         model.step({"features": np.zeros((2, 1, 4, 4, CHANNELS)), "mask": np.ones((2, 1), bool)}, states)

@@ -8,7 +8,9 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from action_attention import evaluation, training
 from action_attention.clips import Clips, class_names
@@ -16,6 +18,7 @@ from action_attention.errors import UserError
 from action_attention.evaluation import evaluate, predict_videos
 from action_attention.features import FeatureCache
 from action_attention.files import locked
+from action_attention.models import build_model
 from action_attention.registry import Config, find_model, model_names
 from action_attention.runs import Run, state_variables
 from action_attention.settings import kind
@@ -106,7 +109,7 @@ def test_a_run_directory_explains_itself(finished, cache_folder):
     assert {"git", "versions", "machine", "best", "seconds", "dataset", "split", "validation"} <= written.keys()
     split = json.loads((run_dir / "split.json").read_text())
     assert {subset: len(names) for subset, names in split.items()} == written["videos"]
-    assert [epoch["epoch"] for epoch in history_of(run_dir)] == [0, 1]
+    assert [epoch["epoch"] for epoch in history_of(run_dir)] == [1, 2]
     assert list((run_dir / "logs").rglob("events.out.tfevents.*"))
     assert not list(run_dir.rglob("*.part*"))
 
@@ -116,9 +119,64 @@ def test_tensorboard_has_losses_apart_accuracies_rate_and_pictures(finished):
     losses = {f"train/epoch_{name}" for name in ("loss", "logits_loss", "attention_loss")}
     assert {*losses, "train/epoch_learning_rate"} <= curves.keys()
     of_videos = {"validation/epoch_video_top1", "validation/epoch_cross_entropy"}
-    assert {*of_videos, "validation/confusion", "validation/attention"} <= curves.keys()
-    assert all([step for step, _ in curves[name]] == [0, 1] for name in losses | of_videos)
+    assert {*of_videos, "validation/confusion", "validation/attention/nod"} <= curves.keys()
+    assert all([step for step, _ in curves[name]] == [1, 2] for name in losses | of_videos)
     assert len(curves["validation/_hparams_/session_start_info"]) == 1
+
+
+def test_tensorboard_shows_pictures_at_their_size_and_a_run_by_its_name(finished):
+    """Its cards are 350 pixels wide: a wider picture would be made smaller, and its text could not be read."""
+    events = EventAccumulator(str(finished[0] / "logs" / "validation"), size_guidance={"tensors": 0})
+    events.Reload()
+    pictures = [tag for tag in events.Tags()["tensors"] if tag.startswith("attention/")]
+    assert pictures == [f"attention/{name}" for name in finished[1]["classes"]]
+    for tag in pictures:
+        (first,) = events.Tensors(tag)
+        width, height, png = first.tensor_proto.string_val
+        assert (first.step, int(width)) == (1, evaluation.CARD_WIDTH)
+        drawn = tf.image.decode_png(png).numpy()
+        assert drawn.shape == (int(height), int(width), 3)
+        upper, lower = np.split(drawn, 2)
+        assert (upper != lower).any()  # two frames of the video, each with its header and its legend
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert start.group_name == f"{finished[0].name} ({finished[0].parent})"
+    assert start.hparams["lstm_units"].number_value == 4
+
+
+def test_a_run_without_validation_is_in_hparams_too(cache, split, tmp_path):
+    everything = {**split, "train": split["train"] + split["validation"], "validation": []}
+    train(config("softmax", epochs=1), cache, everything, tmp_path / "run", about=ABOUT)
+    assert len(curves_of(tmp_path / "run")["train/_hparams_/session_start_info"]) == 1
+
+
+def test_a_run_of_a_version_that_counted_epochs_from_0_reads_and_resumes_as_one_that_counts_from_1(
+    whole, cache, split, tmp_path
+):
+    run_dir = tmp_path / "run"
+    train(config(**{**FOUR, "epochs": 2}), cache, split, run_dir, about=ABOUT)
+    history, written = Run(run_dir).history(), Run.open(run_dir).about
+    assert ([epoch["epoch"] for epoch in history], written["best"]["epoch"]) == ([1, 2], 2)
+
+    def earlier(entry):
+        return {**entry, "epoch": entry["epoch"] - 1}
+
+    old = {
+        **{key: value for key, value in written.items() if key != "schema_version"},
+        "best": earlier(written["best"]),
+    }
+    (run_dir / "run.json").write_text(json.dumps(old))
+    (run_dir / "history.json").write_text(json.dumps([earlier(epoch) for epoch in history]))
+    with np.load(run_dir / "last_state.npz") as state:
+        arrays = dict(state)
+    progress = json.loads(str(arrays["progress"]))
+    progress |= {"history": [earlier(epoch) for epoch in history], "best": earlier(progress["best"])}
+    np.savez(run_dir / "last_state.npz", **{**arrays, "progress": np.array(json.dumps(progress))})
+
+    assert (Run(run_dir).history(), Run.open(run_dir).about) == (history, written)
+    run = train(config(**FOUR), cache, split, run_dir, about=ABOUT, resume=True)
+    assert (history_of(run_dir), weights_of(run_dir)) == (history_of(whole), weights_of(whole))
+    assert run["best"]["epoch"] == 4
 
 
 def test_evaluation_agrees_with_its_files(finished, cache):
@@ -227,7 +285,7 @@ def whole(tmp_path_factory, cache_folder):
     """A run of four epochs that nothing stopped; the last two are the best so far when they are done."""
     run_dir, cache = tmp_path_factory.mktemp("runs") / "whole", FeatureCache(cache_folder)
     split = make_split(make_tags(sorted(cache.videos), 0), "source", 0)
-    assert train(config(**FOUR), cache, split, run_dir, about=ABOUT)["best"]["epoch"] == 3
+    assert train(config(**FOUR), cache, split, run_dir, about=ABOUT)["best"]["epoch"] == 4
     return run_dir
 
 
@@ -293,13 +351,13 @@ def test_a_run_directory_is_for_one_process(whole, cache, split):
 
 def test_training_stops_when_validation_no_longer_improves(cache, split, tmp_path):
     run = train(config(learning_rate=0.0, epochs=10, patience=2), cache, split, tmp_path / "run", about=ABOUT)
-    assert (run["epochs"], run["best"]["epoch"]) == (3, 0)
+    assert (run["epochs"], run["best"]["epoch"]) == (3, 1)
 
 
 def test_without_validation_the_last_epoch_is_kept(cache, split, tmp_path):
     everything = {**split, "train": split["train"] + split["validation"], "validation": []}
     run = train(config(), cache, everything, tmp_path / "run", about={**ABOUT, "validation": "none"})
-    assert run["best"]["epoch"] == 1
+    assert run["best"]["epoch"] == 2
     with pytest.raises(UserError, match="has no validation videos"):
         evaluate(tmp_path / "run", cache, "validation")
 
@@ -356,9 +414,9 @@ def edit(run_dir, tmp_path, **entries):
 
 
 def test_a_run_of_a_newer_version_is_refused_with_the_version_that_made_it(finished, cache, split, tmp_path):
-    run_dir = edit(finished[0], tmp_path, schema_version=2, git="abcdef0123456789", versions={"keras": "9.1"})
+    run_dir = edit(finished[0], tmp_path, schema_version=3, git="abcdef0123456789", versions={"keras": "9.1"})
     sentence = (
-        r"is a run of schema 2, this version reads up to 1; use the version that made it: git abcdef012345, keras 9"
+        r"is a run of schema 3, this version reads up to 2; use the version that made it: git abcdef012345, keras 9"
     )
     with pytest.raises(UserError, match=sentence):
         evaluate(run_dir, cache)
@@ -404,7 +462,7 @@ def test_a_model_that_is_not_the_runs_is_refused(finished, cache, tmp_path):
         ("softmax", "cells", 2, "alstm, conv_alstm, motion_conv_alstm, avg_lstm, max_lstm"),
         ("max_lstm", "glimpse", "quarters", "alstm, avg_lstm"),
         ("alstm", "head", "pool", "conv_alstm, motion_conv_alstm"),
-        ("conv_alstm", "ablate", "carry", "alstm, avg_lstm, max_lstm"),
+        ("conv_alstm", "ablate", "cell_state", "alstm, avg_lstm, max_lstm"),
     ],
 )
 def test_a_setting_is_for_the_models_that_have_it(model, setting, value, of):
@@ -433,6 +491,26 @@ def config_of_nothing_usual(model):
         choices = [choice for choice in field.metadata["choices"] if choice != field.default]
         values[name] = choices[0] if choices else of_kind.get(kind(field), field.default)
     return Config.of(model, **(values | {"glimpse": "whole"} if "heads" in values else values))  # which heads need
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new"),
+    [
+        ("conv_alstm", {"initial": "clip", "rescale": True}, {"first_states": "clip", "mean_one_attention": True}),
+        ("motion_conv_alstm", {"initial": "zeros"}, {"first_states": "zeros"}),
+        ("alstm", {"ablate": "initial"}, {"ablate": "first_states"}),
+        ("max_lstm", {"ablate": "carry"}, {"ablate": "cell_state"}),
+    ],
+)
+def test_the_names_that_settings_had_in_older_versions_still_count(model, old, new):
+    now = Config.of(model, **new)
+    assert Config.of(model, **old) == now != Config.of(model)
+    assert Config.read({"model": model, **old}) == now
+    assert not old.items() & now.flat().items()
+    assert build_model(model, 3, **old).settings == now.settings
+    kept = build_model(model, 3).get_config()
+    kept = {key: value for key, value in kept.items() if key not in new} | old  # as an older version's file has it
+    assert type(build_model(model, 3)).from_config(kept).settings == now.settings
 
 
 def test_a_state_is_kept_by_names_that_do_not_depend_on_what_the_process_made_before(cache):
@@ -475,12 +553,12 @@ def test_a_run_of_a_version_that_knew_fewer_settings_resumes_with_their_defaults
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(cache, split, tmp_path):
     with pytest.raises(
-        UserError, match=r"the loss is nan in epoch 0, step 1; .* holds no state yet, train anew with a"
+        UserError, match=r"the loss is nan in epoch 1, step 2; .* holds no state yet, train anew with a"
     ):
         train(config(learning_rate=1e39), cache, split, tmp_path / "run", about=ABOUT)
     assert not (tmp_path / "run" / "last_state.npz").exists()
     # the only step of the epoch: its loss is that of the weights before it
-    with pytest.raises(UserError, match="the last step of epoch 0 left weights that are not finite"):
+    with pytest.raises(UserError, match="the last step of epoch 1 left weights that are not finite"):
         train(config(learning_rate=1e39, batch_size=99), cache, split, tmp_path / "one", about=ABOUT)
     assert not (tmp_path / "one" / "last_state.npz").exists()
 

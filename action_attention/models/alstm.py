@@ -27,7 +27,7 @@ from action_attention.settings import Training, but, setting
 
 SCORES = ("mean", "location", "motion")
 BESIDE = ("none", "mean")
-ABLATIONS = ("none", "initial", "carry")
+ABLATIONS = ("none", "first_states", "cell_state")
 GLIMPSES = ("whole", "quarters")
 
 
@@ -38,8 +38,8 @@ class LSTMSettings(RecurrentSettings):
     ablate: str = setting(
         "none",
         "take away the MLPs of h_0 and cell_0, or the carried cell state, as in the tutorial's code",
-        choices=ABLATIONS,
-    )
+        choices=ABLATIONS, former_choices={"initial": "first_states", "carry": "cell_state"},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ class AttentionLSTM(RecurrentCore):
         self.dropout = keras.layers.Dropout(settings.dropout, dtype=self.dtype_policy, name="core_dropout")
         self.first = (
             ZeroStates(units, settings.cells, name="first")
-            if settings.ablate == "initial"
+            if settings.ablate == "first_states"
             else ClipStates(units, [f"mlp_{state}{n}" for n in numbers for state in "hc"], options, name="first")
         )
-        cell = ForgetfulLSTMCell if settings.ablate == "carry" else keras.layers.LSTMCell
+        cell = ForgetfulLSTMCell if settings.ablate == "cell_state" else keras.layers.LSTMCell
         decay = {**options, "recurrent_regularizer": options["kernel_regularizer"]}
         self.cells = [cell(units, name=f"lstm{n}", **decay) for n in numbers]
         self.glimpse, self.attention = glimpse, attention
@@ -142,7 +142,7 @@ class AttentionLSTM(RecurrentCore):
         for n, cell in enumerate(self.cells):
             cell.build((None, cell.units if n else self.glimpse.size))
 
-    def initial(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> list[list]:
+    def first_states(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> list[list]:
         frame_means = ops.mean(flatten_locations(features), axis=2)
         return self.first.start(frame_means, mask, partial(self.dropout, training=training))
 

@@ -9,7 +9,7 @@ from keras import ops
 from action_attention.errors import UserError
 from action_attention.models.inputs import MOTIONS, NORMALIZATIONS, sqrt_l2, with_motion
 from action_attention.models.states import RecurrentCore
-from action_attention.registry import all_settings, find_model
+from action_attention.registry import all_settings, find_model, renamed
 from action_attention.settings import Settings, setting
 
 FUSIONS = ("none", "early")
@@ -154,13 +154,13 @@ class ActionModel(keras.Model):
         beside = {"motion": inputs["motion"]} if self.settings.takes_motion else {}
         return {**cubes, "mask": inputs["mask"], **beside}, differing
 
-    def initial(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    def first_states(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """What is carried into the first frame of a stream, for `step`.
 
         Args:
             inputs: the stream's first frames, a warm-up window, in the form of a call's. Where the first states are
-                made of the clip's mean (they are not with `ablate=initial` or `initial=zeros`), it is this window's
-                mean; with the whole clip as the window, steps give what a call gives.
+                made of the clip's mean (they are not with `ablate=first_states` or `first_states=zeros`), it is this
+                window's mean; with the whole clip as the window, steps give what a call gives.
 
         Returns:
             Lists of tensors `(B, ...)` by name.
@@ -172,7 +172,7 @@ class ActionModel(keras.Model):
         for_core, differing = self.prepare(self._streamed(inputs))
         for_core.pop("motion", None)
         return {
-            "core": self.core.initial(**for_core),
+            "core": self.core.first_states(**for_core),
             "before": {name: cube[:, :1] for name, cube in differing.items()},
         }
 
@@ -191,7 +191,7 @@ class ActionModel(keras.Model):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether it can take a stream (`initial`, `step`)."""
+        """Whether it can take a stream (`first_states`, `step`)."""
         return isinstance(self.core, RecurrentCore)
 
     def learned(self) -> dict[str, float]:
@@ -204,6 +204,7 @@ class ActionModel(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ActionModel":
         own = {field.name for field in fields(cls.settings_class)}
+        config = renamed(config)
         values = {name: value for name, value in config.items() if name in own}
         # files of version 0.1 name the settings of all models in each
         rest = {name: value for name, value in config.items() if name not in own | all_settings().keys()}
@@ -268,7 +269,7 @@ def build_model(
         outputs = model({"features": features, "mask": mask})    # (B, 30, 7, 7, 512), (B, 30)
         outputs["logits"], outputs["attention"]                  # (B, 30, 51), (B, 30, 7, 7)
     """
-    entry = find_model(name)
+    entry, settings = find_model(name), renamed(settings)
     own = [field.name for field in fields(entry.settings)]
     for key, value in settings.items():
         if key not in own:

@@ -17,7 +17,7 @@ from action_attention.registry import register_model
 from action_attention.settings import Training, but, setting
 
 HEADS = ("flatten", "conv", "pool")
-INITIAL_STATES = ("zeros", "clip")
+FIRST_STATES = ("zeros", "clip")
 CONV_HEAD_FILTERS = 64
 
 
@@ -30,10 +30,13 @@ class ConvALSTMSettings(RecurrentSettings):
         choices=HEADS,
         search=HEADS,
     )
-    initial: str = setting(
-        "zeros", "first states: zeros, or convolutions of the clip's mean cube, as alstm's are", choices=INITIAL_STATES
+    first_states: str = setting(
+        "zeros", "of the recurrence: zeros, or convolutions of the clip's mean cube, as alstm's are",
+        choices=FIRST_STATES, formerly="initial",
+    )  # fmt: skip
+    mean_one_attention: bool = setting(
+        False, "weigh the cube by attention of mean 1 in place of sum 1", formerly="rescale"
     )
-    rescale: bool = setting(False, "weigh the cube by attention of mean 1 in place of sum 1")
     motion_prior: bool = MOTION_PRIOR
     centre_prior: bool = CENTRE_PRIOR
 
@@ -57,9 +60,9 @@ class AttentionConvLSTM(RecurrentCore):
 
     The recurrence is that of Keras' `ConvLSTM2D`, 3x3, same padding, whose cell holds the weights. Hidden and cell maps
     start at zero, or at tanh(W_h * mean_t X_t) and tanh(W_c * mean_t X_t), 1x1 convolutions for each cell. With several
-    cells each reads the hidden map of the one below, and h_{t-1} is the uppermost's. With `rescale` the cube is weighed
-    by L c_t, whose mean is 1: uniform attention passes the cube on as it is, and there is nothing to gain in mere size
-    from looking at few locations. The maps returned are c_t.
+    cells each reads the hidden map of the one below, and h_{t-1} is the uppermost's. With `mean_one_attention` the cube
+    is weighed by L c_t, whose mean is 1: uniform attention passes the cube on as it is, and there is nothing to gain in
+    mere size from looking at few locations. The maps returned are c_t.
 
     Call arguments and results as `AttentionLSTM`, hidden maps `(B, T, H, W, U)`; where the settings take it, features
     of flow `(B, T, H, W, D')`.
@@ -69,7 +72,7 @@ class AttentionConvLSTM(RecurrentCore):
 
     def __init__(self, settings: ConvALSTMSettings, options: dict[str, Any], **kwargs: Any):
         super().__init__(name="core", dtype=options["dtype"], **kwargs)
-        self.filters, self.rescale = settings.lstm_units, settings.rescale
+        self.filters, self.mean_one = settings.lstm_units, settings.mean_one_attention
         self.attention = self.make_attention(settings, options)
         conv = {**options, "recurrent_regularizer": options["kernel_regularizer"], "padding": "same"}
         self.cells = [keras.layers.ConvLSTM2D(self.filters, 3, **conv).cell for _ in range(settings.cells)]
@@ -80,7 +83,7 @@ class AttentionConvLSTM(RecurrentCore):
         names = [f"initial{n}" for n in range(2 * settings.cells)]
         self.first = (
             self.from_clip(self.filters, names, options, name="first")
-            if settings.initial == "clip"
+            if settings.first_states == "clip"
             else ZeroStates(self.filters, settings.cells, name="first")
         )
 
@@ -107,7 +110,7 @@ class AttentionConvLSTM(RecurrentCore):
         for n, cell in enumerate(self.cells):
             cell.build((None, height, width, self.filters if n else channels))
 
-    def initial(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> list[list]:
+    def first_states(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> list[list]:
         drop = partial(self.dropout, training=training)
         return [self.start_attention(flow, mask, drop), *self.first.start(flatten_locations(features), mask, drop)]
 
@@ -122,7 +125,7 @@ class AttentionConvLSTM(RecurrentCore):
         hidden, hiddens, attention = states[-1][0], [], []
         for t in range(frames):
             attention.append(look(t, hidden)[:, 0])
-            below = cube[:, t] * (attention[-1][..., None] * (height * width if self.rescale else 1))
+            below = cube[:, t] * (attention[-1][..., None] * (height * width if self.mean_one else 1))
             for n, step in enumerate(steps):
                 states[n] = list(step(below, states[n]))
                 below = hidden = states[n][0]

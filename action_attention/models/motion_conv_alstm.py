@@ -20,7 +20,7 @@ MEMORIES = ("gates", "scores")
 @dataclass(frozen=True)
 class MotionConvALSTMSettings(ConvALSTMSettings):
     fusion: str = but(ConvALSTMSettings, "fusion", "attention", choices=("attention",))
-    initial: str = but(ConvALSTMSettings, "initial", "clip")
+    first_states: str = but(ConvALSTMSettings, "first_states", "clip")
     memory: str = setting(
         "gates", "where h_{t-1} enters the motion attention: the gates of its LSTM, or its scores", choices=MEMORIES
     )
@@ -110,7 +110,7 @@ class MotionAttentionConvLSTM(AttentionConvLSTM):
 
 @register_model("motion_conv_alstm", MotionConvALSTMSettings, ConvALSTMTraining)
 class MotionConvALSTM(ConvALSTM):
-    """VideoLSTM's layer. The priors, `rescale` and the heads before the classifier are ours."""
+    """VideoLSTM's layer. The priors, `mean_one_attention` and the heads before the classifier are ours."""
 
     def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         return MotionAttentionConvLSTM(settings, options)

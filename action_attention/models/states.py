@@ -12,9 +12,9 @@ from action_attention.models.locations import clip_mean
 class RecurrentCore(keras.layers.Layer):
     """Base of the cores that go from frame to frame, through a whole clip or a stream piece by piece."""
 
-    def initial(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> Any:
+    def first_states(self, features: Any, mask: Any, flow: Any = None, training: bool | None = None) -> Any:
         """States before the first frame, lists of tensors `(B, ...)`, given a clip: arguments as of `call`."""
-        raise AttributeError(f"{type(self).__name__} defines no initial")
+        raise AttributeError(f"{type(self).__name__} defines no first_states")
 
     def go_on(
         self, features: Any, mask: Any, states: Any, motion: Any = None, flow: Any = None, training: bool | None = None
@@ -25,7 +25,7 @@ class RecurrentCore(keras.layers.Layer):
     def call(
         self, features: Any, mask: Any, motion: Any = None, flow: Any = None, training: bool | None = None
     ) -> tuple[Any, Any]:
-        states = self.initial(features, mask, flow, training)
+        states = self.first_states(features, mask, flow, training)
         hidden, attention, _ = self.go_on(features, mask, states, motion, flow, training)
         return hidden, attention
 

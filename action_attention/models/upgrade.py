@@ -22,7 +22,7 @@ MOVES = (
 
 def move_weights(file: Any, config: dict[str, Any]) -> None:
     """Puts the weights in an open HDF5 file of a model with that config where they stand now."""
-    cell = "forgetful_lstm_cell" if config.get("ablate") == "carry" else "lstm_cell"
+    cell = "forgetful_lstm_cell" if config.get("ablate") in ("carry", "cell_state") else "lstm_cell"
     places: list[str] = []
     file.visit(places.append)
     for place in places:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
+import data_prep.quiet_tensorflow  # isort: skip  # noqa: F401 - before Keras
 import keras
 import numpy as np
 

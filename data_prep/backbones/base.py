@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
+import data_prep.quiet_tensorflow  # isort: skip  # noqa: F401 - before Keras
 import keras
 import numpy as np
 

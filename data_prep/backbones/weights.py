@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import data_prep.quiet  # isort: skip  # noqa: F401 - before Keras
+import data_prep.quiet_tensorflow  # isort: skip  # noqa: F401 - before Keras
 import keras
 import numpy as np
 from absl import logging

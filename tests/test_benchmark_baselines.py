@@ -4,7 +4,7 @@ import numpy as np
 
 from action_attention.models import build_model
 from action_attention.registry import Config
-from experiments.peers import plain_conv_alstm
+from experiments.benchmark_baselines import plain_conv_alstm
 
 INPUTS = {"features": np.random.default_rng(0).random((2, 3, 7, 7, 512), np.float32), "mask": np.ones((2, 3), bool)}
 
