@@ -58,7 +58,7 @@ def _part(head: list[str], rows: Rows, names: int, part: list[int], columns: int
     shown = _lines(grid[0], grid[1:], _widths(grid, columns), apart=True)
     if not names:
         return [line for of_row in shown for line in of_row]
-    lines, before = [*_wrapped(head[0], columns), *shown[0]], [""] * names
+    lines, before = [*_wrapped("; ".join(head[:names]), columns), *shown[0]], [""] * names
     for row, numbers in zip(rows, shown[1:], strict=True):
         lines += [""] if row[: names - 1] != before[:-1] or names == 1 else []
         for name, was in zip(row[:names], before, strict=True):

@@ -1,9 +1,7 @@
 """The line that training prints for each epoch: its exact text, in a pipe and on a terminal."""
 
-import os
+import io
 import sys
-
-import pytest
 
 from experiments.progress import EpochLine
 
@@ -43,27 +41,21 @@ def test_a_resumed_run_goes_on_with_its_own_epoch_and_its_own_time(capsys):
     assert capsys.readouterr().err == ("epoch 1/1  loss 1.234  frames  45.2%  val 1.532  videos  52.1%  0:00 left\n")
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """What is printed on a terminal of 80 columns that stands in for stderr; call it to read."""
-    reader, writer = os.openpty()
+def on_a_terminal(monkeypatch):
+    """One of 80 columns that stands in for stderr, in the test itself: pytest puts its own there before each."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
     monkeypatch.setenv("COLUMNS", "80")
-    with os.fdopen(writer, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-
-        def read():
-            stream.flush()
-            return os.read(reader, 1 << 16).decode()
-
-        yield read
-    os.close(reader)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
 
 
-def test_on_a_terminal_steps_are_counted_in_place_and_the_finished_line_takes_their_place(terminal):
+def test_on_a_terminal_steps_are_counted_in_place_and_the_finished_line_takes_their_place(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
     shown([20.0, 24.0], [LOGS, LAST])
-    printed = terminal()
+    printed = terminal.getvalue()
     assert "\repoch  1/12  step 0/2" in printed
-    screen = [line.split("\r")[-1] for line in printed.replace("\r\n", "\n").split("\n")]
+    screen = [line.split("\r")[-1] for line in printed.split("\n")]
     assert screen == [
         "epoch  1/12  loss 1.234  frames  45.2%  val 1.532  videos  52.1%  3:40 left",
         "epoch  2/12  loss 0.000  frames 100.0%  val 123.457  videos   0.0%  0:40 left",
@@ -72,10 +64,11 @@ def test_on_a_terminal_steps_are_counted_in_place_and_the_finished_line_takes_th
     assert max(len(part) for part in printed.replace("\n", "\r").split("\r")) <= 80
 
 
-def test_what_stops_an_epoch_leaves_a_line_of_its_own_to_what_is_said_then(terminal):
+def test_what_stops_an_epoch_leaves_a_line_of_its_own_to_what_is_said_then(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
     line = EpochLine()
     line.set_params({"epochs": 3, "steps": 5})
     line.on_epoch_begin(0)
     line.close()
     sys.stderr.write("error: stopped\n")
-    assert terminal().replace("\r\n", "\n").split("\r")[-1] == "error: stopped\n"
+    assert terminal.getvalue().split("\r")[-1] == "error: stopped\n"

@@ -102,7 +102,7 @@ def test_results_of_every_version_are_read():
 @pytest.mark.parametrize("control", list(WITH_MOTION))
 def test_controls_that_cannot_be_are_one_sentence_and_those_that_can_are_read(tmp_path, control):
     path = tmp_path / "a.json"
-    (old, *_) = table.read_results(ROOT / "experiments" / "results" / "sample.json")
+    _, old, _ = table.read_results(ROOT / "experiments" / "results" / "sample.json")
     for key, good, bad in (
         (control, (0.5, 1), ("x", None, [])),
         (f"above_{control}_ci95", ([0.1, 0.2], None), ("x", 1.0, [0.1], {}, [0.1, None])),

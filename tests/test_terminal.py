@@ -1,7 +1,7 @@
 """What programs print: no line wider than the terminal or glued to a bar, and nothing of TensorFlow's libraries."""
 
 import io
-import logging as python_logging
+import logging
 import os
 import re
 import subprocess
@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import logging
 from tqdm import tqdm
 
 from data_prep import terminal
 from experiments.cli import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
-SENTENCE = "a warning that is rather long, for it names /a/folder/with/a/name/of/more/than/eighty/columns/so/that/it/cannot/fit and goes on"
+SENTENCE = f"a warning that is rather long, for it names /a/folder{'/and/one/below' * 4} and goes on"
 
 
 class Terminal(io.StringIO):
@@ -37,15 +36,12 @@ def test_a_log_line_is_a_sentence_and_no_bar_is_glued_to_it(monkeypatch):
     stream = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", stream)
-    handler = logging.ABSLHandler(logging.PythonFormatter())
-    monkeypatch.setattr(logging, "get_absl_handler", lambda: handler)
-    terminal.log_in_sentences()
+    handler = logging.StreamHandler(terminal._BesideBars())
+    handler.setFormatter(terminal._Sentence())
     with tqdm(total=2, file=stream, ncols=40, disable=False) as bar:
         bar.update()
         for level, text in (("INFO", "a note"), ("WARNING", "a warning"), ("ERROR", "a mistake")):
-            record = python_logging.LogRecord("absl", getattr(python_logging, level), "", 1, text, (), None)
-            record.created = 0.0
-            handler.emit(record)
+            handler.emit(logging.LogRecord("absl", getattr(logging, level), "", 1, text, (), None))
     screen = [line.split("\r")[-1] for line in stream.getvalue().split("\n")]
     assert screen[:3] == ["a note", "WARNING: a warning", "ERROR: a mistake"]
     assert re.match(r" 50%\|.*\| 1/2 ", screen[3])
@@ -88,7 +84,7 @@ def test_what_a_program_prints_on_a_terminal_fits_it(module, tmp_path):
     """In a real terminal of 80 columns, which would show a bar and break lines."""
     arguments = {
         "data_prep.sample": [f"--output={tmp_path}/a/folder/whose/name/is/so/long/that/its/line/would/not/fit/sample",
-                             "--train=1", "--test=1"],
+                             "--train_clips=1", "--test_clips=1"],
         "experiments.table": [f"--results={ROOT}/experiments/results/jhmdb_lite0.json"],
     }[module]  # fmt: skip
     reader, writer = os.openpty()

@@ -39,7 +39,7 @@ def test_a_table_that_fits_is_aligned():
 
 def test_of_a_table_that_is_too_wide_each_row_is_called_above_its_numbers():
     assert aligned(NARROW, 20).split("\n") == [
-        "data",
+        "data; model",
         "seeds       top-1",
         "",
         "made, split 1",
@@ -64,7 +64,7 @@ def test_no_line_of_the_projects_own_results_is_wider_than_the_terminal(name):
     for columns in (60, 80, 200):
         lines = aligned(text, columns).split("\n")
         assert max(map(len, lines)) <= columns
-        assert words <= set(" ".join(lines).split())
+        assert words <= {word.rstrip(";") for word in " ".join(lines).split()}
 
 
 def test_there_are_no_other_results():
@@ -74,17 +74,18 @@ def test_there_are_no_other_results():
                 table.read_results(path)
 
 
-def test_in_a_pipe_tables_are_markdown_and_text_on_request(monkeypatch):
+def of_80_columns():
+    os.environ["COLUMNS"] = "80"
+
+
+def test_in_a_pipe_tables_are_markdown_and_text_on_request():
     file = RESULTS / "sample.json"
     results = table.read_results(file)
     printed = forked.succeeds("experiments.table", f"--results={file}")
     assert printed == f"{table.markdown(results)}\n\n{table.localization(results)}\n"
     assert forked.succeeds("experiments.table", f"--results={file}", "--format=markdown") == printed
 
-    def narrow():
-        os.environ["COLUMNS"] = "80"
-
-    done = forked.run("experiments.table", f"--results={file}", "--format=text", prepare=narrow)
+    done = forked.run("experiments.table", f"--results={file}", "--format=text", prepare=of_80_columns)
     assert (done.returncode, done.stdout) == (0, aligned(printed, 80).rstrip("\n") + "\n")
 
 

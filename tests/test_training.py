@@ -161,10 +161,8 @@ def test_a_run_of_a_version_that_counted_epochs_from_0_reads_and_resumes_as_one_
     def earlier(entry):
         return {**entry, "epoch": entry["epoch"] - 1}
 
-    old = {
-        **{key: value for key, value in written.items() if key != "schema_version"},
-        "best": earlier(written["best"]),
-    }
+    old = {**written, "best": earlier(written["best"])}
+    del old["schema_version"]
     (run_dir / "run.json").write_text(json.dumps(old))
     (run_dir / "history.json").write_text(json.dumps([earlier(epoch) for epoch in history]))
     with np.load(run_dir / "last_state.npz") as state:
