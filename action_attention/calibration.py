@@ -35,7 +35,7 @@ def fit_temperature(predictions: list[VideoPrediction]) -> float:
     """
     labels = [prediction.label for prediction in predictions if prediction.label is not None]
     if not labels or len(labels) < len(predictions):
-        raise UserError("a temperature is fitted on videos whose classes are known; there are none, or not of all")
+        raise UserError("a temperature is fitted on videos of known class; some of these, or all, have none")
     logs = np.concatenate([_logs(prediction.probabilities) for prediction in predictions])
     frames = [len(prediction.probabilities) for prediction in predictions]
     true = np.repeat(np.array(labels), frames)  # of each frame
@@ -73,7 +73,7 @@ def calibrate(runs: list[list[VideoPrediction]], vote: str = "mode") -> dict[str
     """
     predictions = [prediction for run in runs for prediction in run]
     if len(predictions) < 2:
-        raise UserError(f"calibration takes two validation videos or more, not {len(predictions)}; hold out more")
+        raise UserError(f"calibration needs at least two validation videos, not {len(predictions)}; hold out more")
     best = [rank_classes(prediction.probabilities, vote)[0] for prediction in predictions]
     right = np.array([index == prediction.label for index, prediction in zip(best, predictions, strict=True)])
     before = np.array([each.probabilities[:, index].mean() for index, each in zip(best, predictions, strict=True)])

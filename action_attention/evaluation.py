@@ -101,8 +101,8 @@ def evaluate(
     made_with, now = run.about["cache"].get("files", {}).get(subset), files_digest(cache, names)
     if made_with and now and made_with != now:
         raise UserError(
-            f"{cache.folder} holds other files by the names of the {subset} videos than {run_dir} was made with; give "
-            "--features the cache that it was trained on, or one of the same files"
+            f"{cache.folder} holds different files under the names of the {subset} videos than {run_dir} was made "
+            "with; give --features the cache that it was trained on, or one of the same files"
         )
     folder = run.evaluation(f"{subset}_shuffled_flow" if shuffle_flow else subset)
     if shuffle_flow and not cache.flow:

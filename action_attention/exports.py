@@ -144,7 +144,7 @@ def write(
     is not installed, the format cannot hold the model, or the model takes no stream.
     """
     if part == "step" and not model.is_recurrent:
-        raise UserError(f"{model.name} carries nothing from frame to frame, so it has no step; leave out --part=step")
+        raise UserError(f"{model.name} keeps no state between frames, so it has no step; leave out --part=step")
     for package in NEEDED.get(kind, ()):
         try:
             importlib.import_module(package)

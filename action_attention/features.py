@@ -427,13 +427,13 @@ class FeatureCache:
         there = self.folder / MIRRORED
         if not (there / "index.json").is_file():
             raise UserError(
-                f"{self.folder} has no flow of the mirrored videos, which its features do not give; add it with "
+                f"{self.folder} has no flow of the mirrored videos, which --mirror needs; add it with "
                 f'`make extract FEATURES={self.folder} ARGS="--stream=flow --mirrored"`, or give --nomirror'
             )
         mirrored = FeatureCache(there)
         if mirrored.settings != self.settings | {"stream": "mirrored_flow"} or _files(mirrored) != _files(self):
             raise UserError(
-                f"{there} is not of the videos and settings of {self.folder}; delete it, then extract again"
+                f"{there} was not made from the videos and settings of {self.folder}; delete it, then extract again"
             )
         return mirrored
 

@@ -74,7 +74,7 @@ def check_address_space() -> None:
     """Raises UserError if it is too small for TensorFlow, which would crash in its own threads or never end."""
     if (left := _address_space()) < TENSORFLOW_BYTES:
         raise UserError(
-            f"the limit of this process's memory (ulimit -v) leaves {left / 1e9:.1f} GB, and TensorFlow's threads take "
+            f"this process's memory limit (ulimit -v) leaves {left / 1e9:.1f} GB, and TensorFlow's threads take "
             f"{TENSORFLOW_BYTES / 1e9:.1f} GB; raise it"
         )
 

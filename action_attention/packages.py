@@ -65,7 +65,7 @@ def _from_zip(path: Path) -> dict[str, bytes]:
             return {name: archive.read(name) for name in PARTS}
     except Exception as error:  # zipfile raises whatever its parts raise
         raise UserError(
-            f"{path} is no package as `make export FORMAT=package` makes them ({first_line(error)}); get it again, or "
+            f"{path} is not a package made by `make export FORMAT=package` ({first_line(error)}); get it again, or "
             "unpack it yourself and give the folder that holds its run.json"
         ) from error
 
@@ -83,6 +83,6 @@ def _from_hub(name: str) -> dict[str, bytes]:
         return files
     except Exception as error:  # the library raises whatever its parts raise
         raise UserError(
-            f"hf://{name} cannot be had as a package ({first_line(error)}); look whether it is there, and holds "
+            f"hf://{name} cannot be obtained as a package ({first_line(error)}); check that it exists and holds "
             f"{', '.join(PARTS)}"
         ) from error

@@ -152,7 +152,7 @@ class Run:
             )
         if of_frames and not run.of_frames:
             raise UserError(
-                f"{folder} is a run of {run.model_name}, which decides on whole videos and says nothing of their "
+                f"{folder} is a run of {run.model_name}, which decides on whole videos and not on their "
                 "frames: it was evaluated as it was made, and `python -m experiments.table` shows it"
             )
         if finished and "best" not in run.about:

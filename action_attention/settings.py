@@ -101,17 +101,27 @@ class Training(Settings):
     clip_length: int = setting(
         30, "frames per clip, T; the paper's 30 are 2 s at 15 per second", low=1, high=1000, search=(15, 30)
     )  # the recurrence is unrolled: a step for each
-    clip_stride: int | None = setting(None, "frames from one clip's start to the next one's; none: clip_length", low=1)
-    batch_size: int = setting(16, "clips per step, B", low=1, high=65536)
-    attention_penalty: float = setting(0.0, "lambda of the loss: look everywhere about once", low=0)
-    mirror: bool = setting(False, "turn half of the training clips left to right, drawn anew each epoch")
-    learning_rate: float = setting(1e-4, "of Adam", low=0, search=LogRange(3e-5, 3e-3))
-    schedule: str = setting(
-        "constant", "of the learning rate: constant, or a cosine from it to 0 at the last epoch", choices=SCHEDULES
+    clip_stride: int | None = setting(
+        None, "frames from the start of one clip to that of the next; none: clip_length", low=1
     )
-    epochs: int = setting(100, "at most so many", low=1, high=1_000_000)
-    min_steps: int = setting(0, "more epochs where they have fewer steps together than this", low=0, high=1_000_000)
+    batch_size: int = setting(16, "clips per step, B", low=1, high=65536)
+    attention_penalty: float = setting(
+        0.0, "weight of the loss's term that asks to look everywhere about once, lambda", low=0
+    )
+    mirror: bool = setting(False, "mirror half of the training clips, chosen anew in each epoch")
+    learning_rate: float = setting(1e-4, "learning rate of Adam", low=0, search=LogRange(3e-5, 3e-3))
+    schedule: str = setting(
+        "constant", "course of the learning rate: constant, or a cosine down to 0 at the last epoch", choices=SCHEDULES
+    )
+    epochs: int = setting(100, "train for at most this many epochs", low=1, high=1_000_000)
+    min_steps: int = setting(
+        0, "train for more epochs if all of them together have fewer steps than this", low=0, high=1_000_000
+    )
     patience: int = setting(5, "epochs without better validation before training stops", low=1)
-    seed: int = setting(0, "of weights, order, dropout and held-out videos", low=0, high=2**32 - 1)
-    vote: str = setting("mode", "a video's class: its frames' most frequent one, or by mean probability", choices=VOTES)
+    seed: int = setting(0, "seed of weights, order, dropout and held-out videos", low=0, high=2**32 - 1)
+    vote: str = setting(
+        "mode",
+        "a video's class: the most frequent one of its frames, or the one of the highest mean probability",
+        choices=VOTES,
+    )
     mixed_precision: bool = setting(False, "compute in bfloat16, keep weights in float32")

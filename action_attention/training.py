@@ -77,7 +77,9 @@ def train(
     classes, options = class_names(split["train"]), config.training
     unknown = set(class_names([name for videos in split.values() for name in videos])) - set(classes)
     if unknown:
-        raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, which it tests; mend it")
+        raise UserError(
+            f"the split has no training videos of {', '.join(sorted(unknown))}, although it tests them; correct it"
+        )
     check_flow(config.settings, cache)
     _check_memory(config, cache, split["train"], len(classes))
     keras.utils.set_random_seed(options.seed)

@@ -37,7 +37,7 @@ def actor_reader(annotations: Path, videos: Path, cache: FeatureCache) -> Callab
     """
     if not videos.is_dir():
         raise UserError(
-            f"{videos} is no folder, but annotations need the videos themselves; --videos says where they are"
+            f"{videos} is not a folder, but annotations need the videos themselves; say where they are with --videos"
         )
     entries = _read(annotations)
     names = {name: key for name in cache.videos for key in (name.rpartition(".")[0], name) if key in entries}

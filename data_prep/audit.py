@@ -107,7 +107,7 @@ def summary(found: dict) -> str:
 def define_flags() -> None:
     flags.DEFINE_string("videos", None, "folder with one folder of video files per class", required=True)
     flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt or CSV file", required=True)
-    flags.DEFINE_integer("split", 1, "which of the lists", lower_bound=1)
+    flags.DEFINE_integer("split", 1, "number of the split", lower_bound=1)
     flags.DEFINE_string("output", "audit.json", "file for everything that was found")
     flags.DEFINE_float("fps", 15.0, "sampled frames per second", lower_bound=0.1)
     flags.DEFINE_integer("clip_length", 30, "sampled frames per clip", lower_bound=1)

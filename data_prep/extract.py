@@ -385,20 +385,20 @@ def define_flags() -> None:
         "imagenet",
         "imagenet, random (seeded), a file of weights of the backbone, or one by data_prep.quantize",
     )
-    flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be had, say so and use random ones")
-    flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for so many seconds", 0.1)
-    flags.DEFINE_bool("prune", False, "remove from the cache the videos that are gone from --videos")
+    flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be obtained, warn and use random ones")
+    flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for this many seconds", 0.1)
+    flags.DEFINE_bool("prune", False, "remove videos from the cache that --videos no longer holds")
     flags.DEFINE_enum(
         "precision", "auto", ["auto", "float32", "bfloat16", "int8"],
-        "of the network; auto is the fast one here, and int8 is what data_prep.quantize makes",
+        "precision of the network; auto: the fastest on this machine; int8: for a network of data_prep.quantize",
     )  # fmt: skip
     flags.DEFINE_enum(
         "runtime", None, ["tensorflow", "openvino"], "what runs the network [tensorflow; openvino for one in int8]"
     )
     flags.DEFINE_enum("stream", "rgb", STREAMS, "the frames, or the optical flow between them as pictures")
-    flags.DEFINE_integer("grid", None, "means over so many by so many cells in place of a larger map", 1)
+    flags.DEFINE_integer("grid", None, "average larger maps down to this many cells a side", 1)
     flags.DEFINE_bool(
-        "mirrored", False, f"the flow of the mirrored videos too, in {MIRRORED}/, for --mirror in training"
+        "mirrored", False, f"also extract the flow of the mirrored videos, into {MIRRORED}/, for training with --mirror"
     )
     flags.DEFINE_bool("motion_only", False, "add motion maps to a cache that has none; the network does not run")
     flags.DEFINE_string(
@@ -417,8 +417,8 @@ def _partition(args: flags.FlagValues) -> Partition | None:
     partition = Partition.parse(args.partition, os.environ)
     if partition.count > 1 and not args["precision"].present:
         raise UserError(
-            "--partition needs --precision: by default each machine takes the one that is fast on it, and the features "
-            "must be the same on all; give --precision=float32, or bfloat16, to all workers"
+            "--partition needs --precision: by default each machine takes the one that is fastest on it, but the "
+            "features must be the same on all; give --precision=float32, or bfloat16, to all workers"
         )
     return partition
 
@@ -426,7 +426,7 @@ def _partition(args: flags.FlagValues) -> Partition | None:
 def main() -> None:
     args = flags.FLAGS
     if args.mirrored and args.stream != "flow":
-        raise UserError("--mirrored is for --stream=flow; features of frames are simply turned around")
+        raise UserError("--mirrored is for --stream=flow; --mirror needs no second cache of frames")
     partition = _partition(args)
     if args.motion_only:
         added = add_motion(Path(args.videos), Path(args.features), decode_timeout=args.decode_timeout)

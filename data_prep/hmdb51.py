@@ -91,7 +91,7 @@ def get_dataset(output: Path, archives: list[Path] | tuple = (), sources: dict =
         if not path.is_file():
             raise UserError(f"{path} is not a file; give an archive of HMDB-51 with --archive")
         if file_sha256(path) not in known:
-            logging.warning("%s is none of the known archives of HMDB-51 by its sha256; it is used all the same", path)
+            logging.warning("%s is none of the known archives of HMDB-51 by its sha256; it is used anyway", path)
         unpack(path, output, given)
     # what a given archive holds in part is not filled up by gigabytes that nobody asked for
     wanted = [sources[part] for part in incomplete(output) if not getattr(given, part)]
@@ -131,7 +131,7 @@ def download(source: Source, folder: Path) -> Path:
     if target.exists():
         if file_sha256(target) == source.sha256:
             return target
-        raise UserError(f"{target} has another sha256; delete it, or give it with --archive to use it all the same")
+        raise UserError(f"{target} has another sha256; delete it, or give it with --archive to use it anyway")
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{source.name}.part")
     resumed = part.exists()
@@ -198,7 +198,7 @@ def _transfer(source: Source, part: Path, start: int) -> None:
         if response.status_code != requests.codes.partial_content:
             start = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise UserError(f"the server sent other bytes ({response.headers.get('Content-Range')}) than asked for")
+            raise UserError(f"the server sent different bytes ({response.headers.get('Content-Range')}) than asked for")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else source.size
         if source.size and total != source.size:

@@ -64,7 +64,7 @@ class Partition:
             raise UserError(f"--partition={text} must be I/N, 0/4 for the first of four workers, or /N or auto")
         number = int(index) if index else _number(text, environment)
         if not count:
-            raise UserError("--partition=auto finds a worker's number and not how many there are; give --partition=/N")
+            raise UserError("--partition=auto finds a worker's number, but not how many there are; give --partition=/N")
         if not 0 <= number < int(count):
             raise UserError(
                 f"--partition={number}/{count}: {count} workers have the numbers 0 to {int(count) - 1}; "

@@ -83,7 +83,9 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, f"the file to write, NAME{quantized.SUFFIX}", required=True)
     flags.DEFINE_string("backbone", "vgg16", "as for extract")
     flags.DEFINE_string("weights", "imagenet", "imagenet, random (seeded) or a file of weights of the backbone")
-    flags.DEFINE_integer("frames", 288, f"that the ranges are taken from, in batches of {BATCH}", BATCH, 10_000)
+    flags.DEFINE_integer(
+        "frames", 288, f"number of frames that the ranges are taken from, in batches of {BATCH}", BATCH, 10_000
+    )
 
 
 def main() -> None:

@@ -314,7 +314,7 @@ def check_video(video: Any) -> None:
         raise UserError(f"{text} {CAMERA}")
     if not isinstance(video, str | Path):
         raise UserError(
-            f"a {type(video).__name__} is no video; predict takes one file, or the frames of one as a NumPy array"
+            f"a {type(video).__name__} is not a video; predict takes one file, or the frames of one as a NumPy array"
         )
     try:
         if not Path(text).is_file():

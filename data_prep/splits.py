@@ -45,7 +45,7 @@ def read_lists(path: Path, number: int = 1) -> dict[str, int]:
     tags = {}
     for place, name, tag in _read_csv(path) if path.suffix.lower() == ".csv" else _read_official(path, number):
         if name in tags:
-            raise UserError(f"{place}: {name} stands there for the second time; a video belongs to one subset")
+            raise UserError(f"{place}: {name} is listed twice; a video belongs to one subset")
         tags[name] = tag
     return tags
 
@@ -87,7 +87,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
         for row in rows:
             yield f"{path}, line {rows.line_num}", row
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num + 1} is no line of a CSV file ({error}); mend it") from error
+        raise UserError(
+            f"{path}, line {rows.line_num + 1} is not a line of a CSV file ({error}); correct it"
+        ) from error
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -195,7 +197,7 @@ def make_split(
         raise UserError("the split has no training videos; see the tags in its lists (1 train, 2 test, 0 unused)")
     held_out = [name for name, tag in tags.items() if tag == VALIDATION]
     if held_out and validation != "source":
-        raise UserError(f"the split names its validation videos, so --validation={validation} cannot be had with it")
+        raise UserError(f"the split names its validation videos, so --validation={validation} cannot be used with it")
     if validation == "source" and not held_out:
         train, held_out = _hold_out(train, VALIDATION_FOLDS, seed, groups or name_groups(tags))
     elif validation == "tutorial":

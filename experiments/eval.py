@@ -27,11 +27,13 @@ def define_flags() -> None:
         "videos", None, "folder of the videos, for pictures and annotations [where they were extracted]"
     )
     flags.DEFINE_string(
-        "annotations", None, "file of where the actor is [boxes.json beside the videos, if it is there]"
+        "annotations", None, "file that says where the actor is [boxes.json beside the videos, if it exists]"
     )
-    flags.DEFINE_bool("shuffle_flow", False, "a control: each video gets the optical flow of another one")
-    flags.DEFINE_enum("vote", None, VOTES, "a video's class from its frames [as trained]")
-    flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
+    flags.DEFINE_bool("shuffle_flow", False, "as a control, give each video the optical flow of another one")
+    flags.DEFINE_enum("vote", None, VOTES, "how frames decide a video's class [as trained]")
+    flags.DEFINE_enum(
+        "heatmap", "absolute", HEATMAPS, "colour scale: times uniform, or each frame scaled to its own peak"
+    )
     text_table.define_format()
     flags.adopt_module_key_flags(text_table)
 
@@ -45,7 +47,7 @@ def main() -> None:
     videos = Path(args.videos or cache.source)
     annotations = Path(args.annotations) if args.annotations else find_annotations(videos)
     if not videos.is_dir():
-        warn(f"{videos} is gone, so there will be no pictures; --videos says where it is")
+        warn(f"{videos} does not exist, so there will be no pictures; say where the videos are with --videos")
     read_frames = frame_reader(videos, cache.settings["fps"]) if videos.is_dir() else None
     read_actor = actor_reader(annotations, videos, cache) if annotations else None
     asked = args.subset, args.vote, read_frames, read_actor, args.heatmap, args.shuffle_flow

@@ -27,7 +27,7 @@ OF_FILE = ("part", "frames", "with_backbone", "weights")
 
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory of a trained model")
-    flags.DEFINE_string("pretrained", None, "in its place, a model of this package")
+    flags.DEFINE_string("pretrained", None, "instead of --run_dir, a model of this package")
     flags.DEFINE_enum("format", None, [*exports.SUFFIXES, "package"], "what to write", required=True)
     flags.DEFINE_string(
         "output",
@@ -36,8 +36,8 @@ def define_flags() -> None:
         required=True,
     )
     flags.DEFINE_enum("part", None, exports.PARTS, "whole clips [clip], or a stream's initial and step, frame by frame")
-    flags.DEFINE_integer("frames", None, "frames of a clip, which are a constant of the file [as trained]", 1, 1000)
-    flags.DEFINE_bool("with_backbone", None, "put the backbone in front: RGB frames in, in place of features")
+    flags.DEFINE_integer("frames", None, "frames of a clip, fixed in the file [as trained]", 1, 1000)
+    flags.DEFINE_bool("with_backbone", None, "include the backbone: the file takes RGB frames instead of features")
     flags.DEFINE_string("weights", None, "weights file of the backbone, for a run whose features were made with one")
     flags.DEFINE_string("data", None, "for a package's card: what the model was trained on")
     flags.DEFINE_string("licence", None, "for a package's card: of the data and the weights")
@@ -49,7 +49,7 @@ def main() -> None:
     run, output = open_run(args.run_dir, args.pretrained), Path(args.output)
     other = OF_FILE if args.format == "package" else OF_PACKAGE
     if given := [name for name in other if getattr(args, name) is not None]:
-        raise UserError(f"--{given[0]} says nothing of --format={args.format}; leave it out")
+        raise UserError(f"--{given[0]} does not apply to --format={args.format}; leave it out")
     if args.format == "package":
         if run.pretrained:
             raise UserError(f"{run.folder} is a package already; pass it on as it is")
@@ -87,8 +87,8 @@ def keras_networks(run: Run, weights: str | None) -> dict[str, keras.Model]:
             networks[name] = backbone.unrounded()
         except TypeError as error:
             raise UserError(
-                f"--with_backbone takes Keras networks, and {backbone.name} of {run.folder} is none; leave it out, and "
-                "compute its features by other means"
+                f"--with_backbone needs a Keras network, which {backbone.name} of {run.folder} is not; leave it out, "
+                "and compute its features by other means"
             ) from error
     return networks
 

@@ -97,7 +97,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("run_dir", None, "evaluated run; give it once a run", required=True)
     flags.DEFINE_string("output", None, "run directory of the fusion", required=True)
     flags.DEFINE_string(
-        "weights", "equal", "of the runs: equal, validation (chosen on those videos), or numbers: 0.4,0.6"
+        "weights", "equal", "weights of the runs: equal, validation (chosen on validation videos), or numbers: 0.4,0.6"
     )
     flags.DEFINE_enum("subset", "test", SUBSETS, "which videos")
     text_table.define_format()

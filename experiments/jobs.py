@@ -92,7 +92,7 @@ class Jobs:
         """Raises RefusedError if there is none of that identity."""
         with self._changed:
             if identity not in self._jobs:
-                raise RefusedError(404, "this video is gone from the server; give it once more")
+                raise RefusedError(404, "this video is no longer on the server; send it again")
             return self._jobs[identity]
 
     def submit(self, identity: str) -> None:
@@ -207,7 +207,7 @@ class Cameras:
         frame = read_jpeg(jpeg)
         camera = self._camera(client, recognizer, frame.shape)
         if not camera.busy.acquire(blocking=False):
-            raise RefusedError(429, "the frame before is not finished")
+            raise RefusedError(429, "the previous frame is not finished")
         try:
             started = time.monotonic()
             seen = camera.live.step(frame, seconds) if camera.live.wants(seconds) else None

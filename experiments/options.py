@@ -28,11 +28,14 @@ def define_data_flags() -> None:
     flags.DEFINE_string("features", None, "folder of the feature cache", required=True)
     flags.DEFINE_string("flow_features", None, "folder of the cache of the same videos' optical flow")
     flags.DEFINE_string("splits", None, "folder of lists <class>_test_split<N>.txt or CSV file; without it one is made")
-    flags.DEFINE_integer("split", 1, "which of the lists", lower_bound=1)
+    flags.DEFINE_integer("split", 1, "number of the split", lower_bound=1)
     flags.DEFINE_string("dataset", None, "name of the dataset in tables [name of the folder above the videos]")
-    flags.DEFINE_bool("allow_missing", False, "train although the lists name videos that the cache lacks")
+    flags.DEFINE_bool("allow_missing", False, "train even if the cache lacks videos that the lists name")
     flags.DEFINE_enum(
-        "duplicates", "allow", DUPLICATES, "videos with the bytes of a held-out one: keep, as official; leave out; stop"
+        "duplicates",
+        "allow",
+        DUPLICATES,
+        "training videos that are copies of held-out ones: keep them (as official), leave them out, or stop",
     )
 
 
@@ -94,7 +97,7 @@ class _Choices(flags.EnumParser):
 
 def define_preset() -> None:
     """`--preset`: the settings of a file in `configs`."""
-    flags.DEFINE_enum("preset", None, PRESETS, "settings by name; what is given beside it counts more")
+    flags.DEFINE_enum("preset", None, PRESETS, "a named set of settings; flags that you give win over it")
 
 
 def apply_preset() -> None:

@@ -56,19 +56,23 @@ class Row:
 
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory of a trained model")
-    flags.DEFINE_string("pretrained", None, f"in its place, a model of this package: {_names()}")
+    flags.DEFINE_string("pretrained", None, f"instead of --run_dir, a model of this package: {_names()}")
     flags.DEFINE_multi_string(
         "video", None, "video file, folder of them, or quoted pattern; give it once for each. Or one camera:0, or "
         "address such as rtsp://HOST/STREAM", required=True,
     )  # fmt: skip
-    flags.DEFINE_bool("realtime", False, "play the file at its own speed, and say what it shows as of a camera")
-    flags.DEFINE_float("seconds", None, "end a camera or an address after so long [its end, or Ctrl-C]", 0.1)
+    flags.DEFINE_bool("realtime", False, "play the file at its own speed, and treat it as a camera")
+    flags.DEFINE_float(
+        "seconds", None, "stop watching a camera or an address after this time [at its end, or by Ctrl-C]", 0.1
+    )
     flags.DEFINE_string(
         "output", None, "folder for the overlays and the JSON [predictions, in the run directory or, pretrained, here]"
     )
     flags.DEFINE_string("label", None, "the video's true class, if known: overlays then show what is right")
-    flags.DEFINE_enum("vote", None, VOTES, "the video's class from its frames [as trained]")
-    flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
+    flags.DEFINE_enum("vote", None, VOTES, "how frames decide the video's class [as trained]")
+    flags.DEFINE_enum(
+        "heatmap", "absolute", HEATMAPS, "colour scale: times uniform, or each frame scaled to its own peak"
+    )
     flags.DEFINE_bool("boxes", False, "draw where the action is as a box, cut out of the attention")
     flags.DEFINE_enum(
         "overlay", None, OVERLAYS, f"what to draw [both, or mp4 where the video is longer than {SHORT_SECONDS} s]"
@@ -137,7 +141,7 @@ def _check_live() -> None:
         "overlay": args.overlay not in (None, "none", "mp4"),
     }
     if given := [name for name, value in unfit.items() if value]:
-        raise UserError(f"--{given[0]} is for files, not for what is looked at while it plays; leave it out")
+        raise UserError(f"--{given[0]} is for files, not for a camera, an address or --realtime; leave it out")
 
 
 def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alone: bool) -> Row:
@@ -168,7 +172,7 @@ def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alon
     try:
         written = _write(result, row, recognizer.run, output / place)
     except UnusableVideoError as error:
-        raise UserError(f"{path} cannot be read once more ({error}); has it been changed meanwhile?") from error
+        raise UserError(f"{path} cannot be read a second time ({error}); has it changed meanwhile?") from error
     if alone:
         print("\n".join(["", *map(str, written)]))
     return row

@@ -133,7 +133,9 @@ def draw_videos(
     """Draws the wanted videos (name -> number); returns name -> what `draw_video` says."""
     if root is None:
         cache = runs[0].run.about["cache"]["folder"]
-        return {name: {"note": f"{cache} is gone, which knew where the videos are; give --videos"} for name in wanted}
+        return {
+            name: {"note": f"{cache} is gone, and only it said where the videos are; give --videos"} for name in wanted
+        }
     for number, _ in enumerate(runs):
         overlay_path(output, number, 0).parent.mkdir(parents=True, exist_ok=True)
 
@@ -319,8 +321,12 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "folder for the report", required=True)
     flags.DEFINE_enum("subset", "test", SUBSETS, "which evaluation")
     flags.DEFINE_string("videos", None, "folder of the videos [where they were extracted]")
-    flags.DEFINE_integer("videos_per_gallery", 0, "most confident ones of each run; 0: all", lower_bound=0)
-    flags.DEFINE_enum("heatmap", "absolute", HEATMAPS, "colours: times uniform, or each frame to its own peak")
+    flags.DEFINE_integer(
+        "videos_per_gallery", 0, "how many videos each gallery shows, the most confident first; 0: all", lower_bound=0
+    )
+    flags.DEFINE_enum(
+        "heatmap", "absolute", HEATMAPS, "colour scale: times uniform, or each frame scaled to its own peak"
+    )
     flags.DEFINE_bool("boxes", False, "draw where the action is as a box, of runs evaluated with annotations")
 
 

@@ -32,11 +32,11 @@ from experiments.server import Server
 def define_flags() -> None:
     flags.DEFINE_multi_string("run_dir", [], "run directory of a trained model; give it once a run")
     names = ", ".join(pretrained_names()) or "there are none in this installation"
-    flags.DEFINE_string("pretrained", None, f"in its place, a model of this package: {names}")
+    flags.DEFINE_string("pretrained", None, f"instead of --run_dir, a model of this package: {names}")
     flags.DEFINE_string("weights", None, "weights file of the backbone, for runs whose features were made with one")
     flags.DEFINE_string("host", "127.0.0.1", "address to listen at; any other lets others on your network use the page")
     flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free one", 0, 65535)
-    flags.DEFINE_integer("max_megabytes", 200, "of a video", 1)
+    flags.DEFINE_integer("max_megabytes", 200, "largest video that may be sent, in megabytes", 1)
 
 
 def main() -> None:

@@ -117,17 +117,17 @@ def define_flags() -> None:
     flags.adopt_module_key_flags(options)
     text_table.define_format()
     flags.adopt_module_key_flags(text_table)
-    flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
-    flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "of the pooled features")
+    flags.DEFINE_string("run_dir", None, "run directory; all output goes there", required=True)
+    flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "normalisation of the pooled features")
     flags.DEFINE_enum(
-        "pooling", "mean", POOLINGS, "mean; this and one weighted by motion; maximum and minimum over frames"
+        "pooling", "mean", POOLINGS, "mean; mean and a mean weighted by motion; maximum and minimum over frames"
     )
     flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ, or how frames change")
     flags.DEFINE_float(
-        "C", None, "of the SVM [what is best on validation videos, three folds by recording]", lower_bound=0
+        "C", None, "C of the SVM [the best on validation videos, three folds by recording]", lower_bound=0
     )
     flags.DEFINE_float(
-        "temperature", None, "that decision values are divided by, for probabilities [as C; 1 if C is given]", 1e-3
+        "temperature", None, "divides decision values, to make probabilities [chosen as C is; 1 if C is given]", 1e-3
     )
 
 
@@ -143,9 +143,10 @@ def main() -> None:
         folds = validation_folds(split, FOLDS, 0, groups)
     split = {"train": sorted(split["train"] + split["validation"]), "validation": [], "test": split["test"]}
     classes = class_names(split["train"])
-    unknown = set(class_names(split["test"])) - set(classes)
-    if unknown or not split["test"]:
-        raise UserError(f"the split tests {', '.join(sorted(unknown)) or 'no video'}, which it does not train; mend it")
+    if not split["test"]:
+        raise UserError("the split has no test videos; correct it")
+    if unknown := set(class_names(split["test"])) - set(classes):
+        raise UserError(f"the split has no training videos of {', '.join(sorted(unknown))}, although it tests them")
     videos = tqdm([*split["train"], *split["test"]], "pooling", unit=" videos", disable=None)
     vectors = {name: pool_video(cache, name, args.normalize, args.motion, args.pooling) for name in videos}
     # an SVM is a sum of training vectors: where these span less than all dimensions, the rest decides nothing

@@ -277,16 +277,16 @@ def define_flags() -> None:
     flags.adopt_module_key_flags(options)
     text_table.define_format()
     flags.adopt_module_key_flags(text_table)
-    flags.DEFINE_string("output", None, "folder of the sweep, the only place that output goes to", required=True)
+    flags.DEFINE_string("output", None, "folder of the sweep; all output goes there", required=True)
     flags.DEFINE_integer("trials", 30, "trials in all, with those of earlier runs in --output", lower_bound=1)
     flags.DEFINE_integer("folds", 3, "parts of the training list, each of which validates once", lower_bound=2)
-    flags.DEFINE_integer("epochs", 15, "of each training", lower_bound=1)
+    flags.DEFINE_integer("epochs", 15, "epochs of each training", lower_bound=1)
     flags.DEFINE_integer("workers", 1, "processes that train at the same time; they share the cores", lower_bound=1)
 
 
 def main() -> None:
     if optuna is None:
-        raise UserError("a sweep needs Optuna, which is not installed; pip install optuna does that")
+        raise UserError("a sweep needs Optuna, which is not installed: pip install optuna")
     args = flags.FLAGS
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     cache, output = FeatureCache(Path(args.features)), Path(args.output)
@@ -311,7 +311,7 @@ def main() -> None:
         study = open_study(sweep, identity)
         search(sweep, study, args.trials, args.workers)
     if not (output / "best.flags").exists():
-        raise UserError(f"no trial of {output} was completed; is the learning rate too large?")
+        raise UserError(f"no trial in {output} was completed; is the learning rate too large?")
     text_table.show((output / "sweep.md").read_text())
     say(f"next: python -m experiments.train --flagfile={output / 'best.flags'} --run_dir DIR")
 

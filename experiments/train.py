@@ -20,12 +20,15 @@ from experiments.progress import EpochLine
 
 def define_flags() -> None:
     options.define_data_flags()
-    flags.DEFINE_string("run_dir", None, "run directory, the only place that output goes to", required=True)
+    flags.DEFINE_string("run_dir", None, "run directory; all output goes there", required=True)
     flags.DEFINE_string("videos", None, "folder of the videos, for pictures [where they were extracted]")
     flags.DEFINE_enum(
-        "validation", "source", VALIDATIONS, "by film or recording from the training list; from the test list; none"
+        "validation",
+        "source",
+        VALIDATIONS,
+        "held-out videos: whole recordings of the training list; part of the test list; none",
     )
-    flags.DEFINE_bool("resume", False, "go on after the last finished epoch of the run in --run_dir")
+    flags.DEFINE_bool("resume", False, "continue the run in --run_dir after its last finished epoch")
     options.define_preset()
     options.define_settings()
     flags.adopt_module_key_flags(options)
@@ -40,7 +43,7 @@ def main() -> None:
     choose_threads(config.model)
     videos = Path(args.videos or cache.source)
     if not videos.is_dir():
-        warn(f"{videos} is gone, so there will be no pictures; --videos says where it is")
+        warn(f"{videos} does not exist, so there will be no pictures; say where the videos are with --videos")
     options.write_flags(run_dir, config.flat())
     with closing(EpochLine()) as line:
         run = train(

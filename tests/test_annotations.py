@@ -120,7 +120,7 @@ def test_an_entry_of_another_kind_is_refused(entry, cache, videos, tmp_path):
 
 def test_without_the_video_or_with_another_one_nothing_is_aligned(cache, boxes, tmp_path):
     name = next(iter(cache.videos))
-    with pytest.raises(UserError, match=r"absent is no folder, .*--videos says where they are"):
+    with pytest.raises(UserError, match=r"absent is not a folder, .*say where they are with --videos"):
         actor_reader(boxes, tmp_path / "absent", cache)
     read = actor_reader(boxes, tmp_path, cache)
     with pytest.raises(UserError, match=r"is needed to align its annotations .*--videos says where it is"):

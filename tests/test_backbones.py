@@ -237,8 +237,10 @@ def test_a_download_that_fails_is_one_sentence(monkeypatch):
         raise Exception("URL fetch failure on https://a.b: None -- no route to host")
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", unreachable)
-    with pytest.raises(UserError, match=r"^MobileNet's ImageNet weights could not be had \(URL .* no route to host\); "
-                                        r"give a file of them with --weights=FILE$"):  # fmt: skip
+    sentence = (
+        r"^MobileNet's ImageNet weights could not be obtained \(URL .* no route to host\); give a file of them with"
+    )
+    with pytest.raises(UserError, match=rf"{sentence} --weights=FILE$"):
         build_backbone("MobileNet")
 
 

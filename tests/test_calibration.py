@@ -60,7 +60,7 @@ def test_what_is_always_right_or_never_ends_at_a_limit():
     never = [video(f"a/{n}", 1, (0.6, 0.4)) for n in range(5)]
     assert fit_temperature(always) == pytest.approx(calibration.LIMITS[0], rel=0.01)
     assert fit_temperature(never) == pytest.approx(calibration.LIMITS[1], rel=0.01)
-    with pytest.raises(UserError, match="fitted on videos whose classes are known; there are none, or not of all"):
+    with pytest.raises(UserError, match="fitted on videos of known class; some of these, or all, have none"):
         fit_temperature([])
 
 
@@ -133,7 +133,7 @@ def test_the_figures_of_a_calibration():
     found = calibrate([unsure])
     assert found["above_threshold"] == {"share": 0.0, "accuracy": None}
     assert "where the search ends (0.05 to 20)" in in_words({**found, "temperature": 20.0})
-    with pytest.raises(UserError, match="takes two validation videos or more, not 1; hold out more"):
+    with pytest.raises(UserError, match="needs at least two validation videos, not 1; hold out more"):
         calibrate([unsure[:1]])
 
 

@@ -174,9 +174,7 @@ def written(tmp_path):
 
 
 def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(written, run_dir, monkeypatch, tmp_path):
-    assert written(part="step") == (
-        "softmax carries nothing from frame to frame, so it has no step; leave out --part=step"
-    )
+    assert written(part="step") == ("softmax keeps no state between frames, so it has no step; leave out --part=step")
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert written("onnx").startswith("--format=onnx needs onnx (")
     assert written("onnx").endswith("): pip install onnx onnxruntime tf2onnx")
@@ -206,7 +204,7 @@ def test_a_backbone_that_is_no_keras_network_is_refused(run_dir, monkeypatch, tm
     made = small_network()
     of_other = type(made)(**{**vars(made), "model": OfOther()})
     monkeypatch.setattr(recognizer_module, "build_backbone", lambda *_: of_other)
-    with pytest.raises(UserError, match=r"^--with_backbone takes Keras networks, and VGG16 stand-in of .* is none;"):
+    with pytest.raises(UserError, match=r"^--with_backbone needs a Keras network, which VGG16 stand-in of .* is not;"):
         export(Run.open(run_dir), "saved_model", tmp_path / "out", with_backbone=True)
 
 
@@ -259,8 +257,8 @@ def test_the_program_writes_what_it_is_asked_for(run_dir, tmp_path):
     assert said.startswith(f"{tmp_path / 'out'}: 0.")
     assert exports.read_about(tmp_path / "out")["frames"] == 3
     for arguments, sentence in (
-        (("--run_dir", run_dir, "--format=package", "--frames=3"), "--frames says nothing of --format=package"),
-        (("--run_dir", run_dir, "--format=litert", "--licence=x"), "--licence says nothing of --format=litert"),
+        (("--run_dir", run_dir, "--format=package", "--frames=3"), "--frames does not apply to --format=package"),
+        (("--run_dir", run_dir, "--format=litert", "--licence=x"), "--licence does not apply to --format=litert"),
         (("--pretrained=jhmdb21", "--format=package"), "jhmdb21 is a package already; pass it on as it is"),
     ):
         done = forked.run("experiments.export", *arguments, "--output", tmp_path / "other")

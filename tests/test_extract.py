@@ -436,7 +436,7 @@ def test_random_weights_stand_in_only_where_imagenets_cannot_be_had(tmp_path, ba
 
     refused = run(f"--backbone={backbone}")
     assert refused.returncode == 1
-    assert "ImageNet weights could not be had" in refused.stderr
+    assert "ImageNet weights could not be obtained" in refused.stderr
     assert "Traceback" not in refused.stderr
     unknown = run("--backbone=nix", "--fall_back_to_random")
     assert (unknown.returncode, "RANDOM" in unknown.stdout) == (1, False)

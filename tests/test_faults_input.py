@@ -121,7 +121,7 @@ def test_lists_that_name_what_the_cache_lacks(cache, tmp_path, capsys, monkeypat
 def test_classes_that_disagree(run_dir, cache, videos, network, split, tmp_path, fault):
     refused = 0
     without = {**split, "train": [name for name in split["train"] if not name.startswith("nod")]}
-    with pytest.raises(UserError, match="no training videos of nod, which it tests; mend it"):
+    with pytest.raises(UserError, match="no training videos of nod, although it tests them; correct it"):
         train(config(), cache, without, tmp_path / "new", about=ABOUT)
     assert not (tmp_path / "new").exists()
     refused += 1

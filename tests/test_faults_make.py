@@ -65,7 +65,10 @@ def test_variables_that_name_what_is_not_there(cache_folder, videos, split, tmp_
     for target, others in (("train", {**data, **new, **small}), ("eval", run)):
         done = make(ROOT, "-o", "setup", target, VENV=tmp_path / "venv", **others, VIDEOS=typo)
         assert done.returncode == 0
-        assert f"WARNING: {typo} is gone, so there will be no pictures; --videos says where it is" in done.stderr
+        assert (
+            f"WARNING: {typo} does not exist, so there will be no pictures; say where the videos are with --videos"
+            in done.stderr
+        )
     fault(
         "make variables that name what is not there", len(tries) + 3,
         "refused with one sentence that names it, or said where only pictures are missing; never another default",

@@ -298,7 +298,9 @@ def test_other_files_by_the_same_names_are_refused(run_dir, cache, split, tmp_pa
     other[name] = type(other[name])(**{**vars(other[name]), "file_sha256": "0" * 64})
     cache.videos = other
     copy = edit(run_dir, tmp_path)
-    with pytest.raises(UserError, match=r"holds other files by the names of the test videos than .*; give --features"):
+    with pytest.raises(
+        UserError, match=r"holds different files under the names of the test videos than .*; give --features"
+    ):
         evaluate(copy, cache)
     with pytest.raises(UserError, match=r"was trained on other files of the test videos than .*; give it the same"):
         train(config("softmax", epochs=1), cache, split, copy, about=ABOUT, resume=True)

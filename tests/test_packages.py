@@ -179,7 +179,7 @@ def test_an_archive_that_is_no_package_is_one_sentence_and_nothing_is_written(wh
     with pytest.raises(UserError) as raised:
         Run.open(path, pretrained=True)
     said = str(raised.value)
-    assert said.startswith(f"{path} is no package as `make export FORMAT=package` makes them (")
+    assert said.startswith(f"{path} is not a package made by `make export FORMAT=package` (")
     assert said.endswith("); get it again, or unpack it yourself and give the folder that holds its run.json")
     assert "\n" not in said
     assert sorted(tmp_path.rglob("*")) == before
@@ -249,11 +249,13 @@ def test_a_package_on_the_hub_is_fetched_and_read_like_a_folder(hub, packed, mon
 
 
 def test_what_the_hub_does_not_give_is_one_sentence(hub, temporary, monkeypatch):
-    end = r"look whether it is there, and holds run\.json, model\.npz, calibration\.json, card\.md$"
-    with pytest.raises(UserError, match=r"^hf://owner/absent cannot be had as a package \(404 Client Er.*\); " + end):
+    end = r"check that it exists and holds run\.json, model\.npz, calibration\.json, card\.md$"
+    with pytest.raises(
+        UserError, match=r"^hf://owner/absent cannot be obtained as a package \(404 Client Er.*\); " + end
+    ):
         aa.load("hf://owner/absent")
     (hub[0] / "card.md").unlink()
-    with pytest.raises(UserError, match=r"^hf://owner/name cannot be had as a package \(.*card\.md'?\); " + end):
+    with pytest.raises(UserError, match=r"^hf://owner/name cannot be obtained as a package \(.*card\.md'?\); " + end):
         aa.load("hf://owner/name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"^hf://owner/name is fetched by huggingface_hub \(.*\): pip install huggingf"):

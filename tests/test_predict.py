@@ -138,7 +138,7 @@ def test_a_file_anywhere_is_read_where_it_is(run_dir, tmp_path, monkeypatch):
         ("{}/*.avi", "{}/*.avi is a pattern that matches 2 files, such as {}/a.avi; predict takes one video file: "
          "give its name"),
         ("{}/a.avi {}/b.avi", "{}/a.avi {}/b.avi is a list of 2 files; predict takes one: call it once for each"),
-        (["a.avi"], "a list is no video; predict takes one file, or the frames of one as a NumPy array"),
+        (["a.avi"], "a list is not a video; predict takes one file, or the frames of one as a NumPy array"),
         ("{}/c.avi", "{}/c.avi is not a file; give a video file"),
         ("x" * 256, "x" * 256 + " cannot be read (File name too long); give a video file"),
     ],
@@ -308,8 +308,8 @@ def test_a_file_is_looked_at_while_it_plays(run_dir, tmp_path):
     [
         (["--video=camera:0", "--video=b.avi"], "--video=b.avi: one camera, address or --realtime file at a time"),
         (["--video=none.avi", "--realtime"], "--video=none.avi is not a file; give a video file"),
-        (["--video=camera:0", "--boxes"], "--boxes is for files, not for what is looked at while it plays; leave it"),
-        (["--video=camera:0", "--overlay=gif"], "--overlay is for files, not for what is looked at while it plays"),
+        (["--video=camera:0", "--boxes"], "--boxes is for files, not for a camera, an address or --realtime; leave it"),
+        (["--video=camera:0", "--overlay=gif"], "--overlay is for files, not for a camera, an address or --realtime"),
         (["--video=http://127.0.0.1:9/a.mp4"], "http://127.0.0.1:9/a.mp4 cannot be opened as a video (Connection"),
     ],
 )  # fmt: skip
@@ -451,6 +451,6 @@ def test_a_video_that_is_gone_before_it_is_drawn_is_named(tmp_path, monkeypatch)
     flags = dict.fromkeys(("gif", "vote", "label")) | {"overlay": "mp4", "heatmap": "absolute", "boxes": False}
     monkeypatch.setattr(predict.flags, "FLAGS", SimpleNamespace(**flags))
     asked = SimpleNamespace(predict=lambda *_, **__: result, run=None)
-    with pytest.raises(UserError, match=r"gone\.avi cannot be read once more \(cannot be opened as a video: No"):
+    with pytest.raises(UserError, match=r"gone\.avi cannot be read a second time \(cannot be opened as a video: No"):
         predict._predict(asked, tmp_path / "gone.avi", tmp_path, Path("gone"), alone=False)
     assert not list(tmp_path.iterdir())

@@ -101,7 +101,7 @@ def test_a_cosine_is_that_of_each_frame(small):
             r"a\.zip is a network in int8, which OpenVINO alone runs; leave out --runtime=",
         ),
         ("a.zip", "bfloat16", None, r"a\.zip is a network in int8, but bfloat16 is asked for; give other --weights or"),
-        ("imagenet", "int8", None, "int8 takes the file of a quantised network, and --weights=imagenet is none; make"),
+        ("imagenet", "int8", None, "needs the file of a quantised network, which --weights=imagenet is not; make"),
         (
             "a.zip",
             "int8",

@@ -162,5 +162,5 @@ def test_a_preset_of_keras_hub_is_keras_hubs_own(tmp_path):
     assert min(map(cosine, network(frames), expected)) >= 0.9999
     with pytest.raises(UserError, match="name its folder: --backbone=keras_hub:FOLDER"):
         build_backbone(f"keras_hub:{tmp_path / 'vit'}", "own.h5")
-    with pytest.raises(UserError, match=r"keras-hub's no_such_preset with --weights=imagenet could not be had"):
+    with pytest.raises(UserError, match=r"keras-hub's no_such_preset with --weights=imagenet could not be obtained"):
         build_backbone("keras_hub:no_such_preset")

@@ -473,7 +473,7 @@ def test_a_frame_that_comes_before_the_last_is_finished_is_refused(served, pictu
     first.start()
     assert begun.wait(60)
     status, content = step(served, pictures[1], 1)
-    assert (status, content["error"]) == (429, "the frame before is not finished")
+    assert (status, content["error"]) == (429, "the previous frame is not finished")
     go_on.set()
     first.join()
     ask(served, "DELETE", "/camera")

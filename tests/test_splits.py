@@ -69,7 +69,7 @@ def test_a_wrong_line_is_named_with_its_place(tmp_path):
     with pytest.raises(UserError, match=r"sit_test_split1\.txt, line 2: .*'b_sit_0\.avi 3 '"):
         read_lists(tmp_path, 1)
     (tmp_path / "sit_test_split1.txt").write_text("a_sit_0.avi 1 \nb_sit_0.avi 2 \na_sit_0.avi 2 \n")
-    with pytest.raises(UserError, match=r"sit_test_split1\.txt, line 3: sit/a_sit_0\.avi stands there for the second"):
+    with pytest.raises(UserError, match=r"sit_test_split1\.txt, line 3: sit/a_sit_0\.avi is listed twice"):
         read_lists(tmp_path, 1)
     with pytest.raises(UserError, match=r"holds no lists <class>_test_split2\.txt"):
         read_lists(tmp_path, 2)
@@ -180,7 +180,7 @@ def test_a_csv_file_is_a_split_with_or_without_validation_videos(tmp_path):
     assert read_lists(path) == tags | {"wave/e.mp4": VALIDATION}
     split = make_split(read_lists(path), "source", 0)
     assert split == {"train": ["sit/a, b.mp4", "wave/d.mp4"], "validation": ["wave/e.mp4"], "test": ["sit/ü.mp4"]}
-    with pytest.raises(UserError, match="names its validation videos, so --validation=tutorial cannot be had"):
+    with pytest.raises(UserError, match="names its validation videos, so --validation=tutorial cannot be used"):
         make_split(read_lists(path), "tutorial", 0)
 
 
@@ -196,7 +196,7 @@ def test_a_csv_file_is_a_split_with_or_without_validation_videos(tmp_path):
         ("video,subset\nsit/a.mp4\n", r"line 2: the subset of 'sit/a\.mp4' is None"),
         ("video,subset\n" + "x" * 200_000 + ",test", r"line 2 is no line of a CSV file \(field larger than"),
         ("video,subset\na.mp4,train\n", r"line 2: expected <class>/<file> as video, found 'a\.mp4'"),
-        ("video,subset\nsit/a.mp4,train\nsit/a.mp4,test\n", r"line 3: sit/a\.mp4 stands there for the second time"),
+        ("video,subset\nsit/a.mp4,train\nsit/a.mp4,test\n", r"line 3: sit/a\.mp4 is listed twice"),
     ],
 )
 def test_a_wrong_csv_file_is_named_with_its_line(tmp_path, text, sentence):

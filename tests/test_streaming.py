@@ -118,7 +118,7 @@ def test_states_are_not_changed_in_place():
 def test_a_model_without_memory_says_so(name):
     model = build_model(name, CLASSES, cube_shape=(7, 7, CHANNELS))
     assert not model.is_recurrent
-    with pytest.raises(UserError, match="carries nothing from frame to frame; call it with whole clips"):
+    with pytest.raises(UserError, match="keeps no state between frames; call it with whole clips"):
         model.first_states({"features": np.zeros((1, 4, 7, 7, CHANNELS)), "mask": np.ones((1, 4), bool)})
 
 

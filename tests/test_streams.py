@@ -167,7 +167,9 @@ def test_the_flow_of_mirrored_videos_is_refused_where_it_is_not_that(pair, flow_
     for shard in (tmp_path / "flow/mirrored").glob("shard-*.h5"):
         shutil.copy(flow_folder / shard.name, shard)
     shutil.copy(flow_folder / "index.json", index)
-    with pytest.raises(UserError, match=r"mirrored is not of the videos and settings of .*; delete it, then extract"):
+    with pytest.raises(
+        UserError, match=r"mirrored was not made from the videos and settings of .*; delete it, then extract"
+    ):
         FeatureCache(tmp_path / "flow").open_mirrored()
 
 

@@ -99,7 +99,7 @@ def test_a_run_of_it_stands_in_a_table_and_is_refused_where_frames_are_needed(ca
     assert [row["video"] for row in rows] == json.loads((run_dir / "split.json").read_text())["test"]
     assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(metrics["video_top1"])
     for needs_frames in (lambda: evaluate(run_dir, cache), lambda: Run.open(run_dir).predictions()):
-        with pytest.raises(UserError, match="is a run of svm, which decides on whole videos and says nothing of their"):
+        with pytest.raises(UserError, match="is a run of svm, which decides on whole videos and not on their"):
             needs_frames()
     before = (run_dir / "run.json").read_bytes()
     done = run("experiments.svm", *arguments)

@@ -121,7 +121,7 @@ def test_another_sweep_is_not_gone_on_with(cache_folder, tmp_path):
 
 def test_without_optuna_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(program, "optuna", None)
-    with pytest.raises(UserError, match="needs Optuna, which is not installed; pip install optuna"):
+    with pytest.raises(UserError, match="needs Optuna, which is not installed: pip install optuna"):
         program.main()
 
 

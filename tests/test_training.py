@@ -397,7 +397,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished, cache, sp
 
 def test_a_split_that_tests_what_it_does_not_train_is_refused_before_it_trains(cache, split, tmp_path):
     without = {**split, "train": [name for name in split["train"] if not name.startswith("nod")]}
-    with pytest.raises(UserError, match="no training videos of nod, which it tests"):
+    with pytest.raises(UserError, match="no training videos of nod, although it tests them"):
         train(config(), cache, without, tmp_path / "run", about=ABOUT)
     assert not (tmp_path / "run").exists()
 

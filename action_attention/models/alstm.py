@@ -37,7 +37,7 @@ class LSTMSettings(RecurrentSettings):
 
     ablate: str = setting(
         "none",
-        "take away the MLPs of h_0 and cell_0, or the carried cell state, as in the tutorial's code",
+        "leave out the MLPs of h_0 and cell_0, or the carried cell state, as the tutorial's code does",
         choices=ABLATIONS, former_choices={"initial": "first_states", "carry": "cell_state"},
     )  # fmt: skip
 
@@ -46,25 +46,25 @@ class LSTMSettings(RecurrentSettings):
 class GlimpseSettings(LSTMSettings):
     """Settings of an LSTM over glimpses."""
 
-    glimpse: str = setting(
-        "whole", "of the whole cube, or keeping apart which quarter of it it comes from", choices=GLIMPSES
-    )
+    glimpse: str = setting("whole", "pool the whole cube, or also each quarter of it by itself", choices=GLIMPSES)
 
 
 @dataclass(frozen=True)
 class ALSTMSettings(GlimpseSettings):
     scores: str = setting(
-        "mean", "of locations: by the frame's mean cube (the tutorial's), by each one's own features, or its motion",
+        "mean", "what scores a location: the frame's mean cube (the tutorial), its own features, or its motion",
         choices=SCORES,
     )  # fmt: skip
     motion_prior: bool = MOTION_PRIOR
     centre_prior: bool = CENTRE_PRIOR
-    beside: str = setting("none", "what stands beside the glimpse: nothing, or the mean cube", choices=BESIDE)
-    heads: int = setting(1, "of location scores; the map shown is their mean", low=1, high=64)
+    beside: str = setting("none", "what is appended to the glimpse: nothing, or the mean cube", choices=BESIDE)
+    heads: int = setting(1, "number of heads that score locations; the map shown is their mean", low=1, high=64)
     temperature: float = setting(
-        1.0, "tau of location or motion scores, below 1 for sharper maps; 0: learned, from 1 (location only)", low=0
+        1.0,
+        "tau, which divides location or motion scores: below 1 maps are sharper; 0: learned, from 1 (location only)",
+        low=0,
     )
-    attention_units: int = setting(128, "of the layer behind location scores", low=1, high=65536)
+    attention_units: int = setting(128, "units of the hidden layer that scores locations", low=1, high=65536)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,8 +15,8 @@ from action_attention.models.locations import at_each, flatten_locations
 from action_attention.settings import setting
 
 Look = Callable[[int, Any], Any]
-MOTION_PRIOR = setting(False, "add to the scores of locations how much moves there")
-CENTRE_PRIOR = setting(False, "add to the scores of locations how near the middle they are")
+MOTION_PRIOR = setting(False, "add to each location's score how much moves there")
+CENTRE_PRIOR = setting(False, "add to each location's score how near the middle it is")
 
 
 class Attention(keras.layers.Layer):

@@ -16,7 +16,7 @@ from action_attention.settings import setting
 
 @dataclass(frozen=True)
 class AttentivePoolSettings(ModelSettings):
-    queries: int = setting(8, "learned queries, M, each a head with values of its own", low=1, high=1024)
+    queries: int = setting(8, "number of learned queries, M; each is a head with its own values", low=1, high=1024)
     value_units: int = setting(64, "size of each head's values", low=1, high=65536)
     motion_prior: bool = MOTION_PRIOR
     centre_prior: bool = CENTRE_PRIOR

@@ -20,20 +20,27 @@ Tensor = Any  # of whatever backend Keras runs on
 class ModelSettings(Settings):
     """Settings of every model."""
 
-    dropout: float = setting(0.5, "at all fully connected layers, dt", low=0, high=1, search=(0.0, 0.25, 0.5, 0.75))
+    dropout: float = setting(
+        0.5, "rate of dropout at all fully connected layers, dt", low=0, high=1, search=(0.0, 0.25, 0.5, 0.75)
+    )
     weight_decay: float = setting(
-        0.0, "omega of the loss: weight of the squared kernels", low=0, search=(0.0, 1e-6, 1e-5, 1e-4)
+        0.0, "weight of the squared kernels in the loss, omega", low=0, search=(0.0, 1e-6, 1e-5, 1e-4)
     )
     normalize: str = setting(
-        "none", "of the features: square root and L2 norm of each cube", choices=NORMALIZATIONS, search=NORMALIZATIONS
+        "none",
+        "how cubes are normalised: not at all, or by square root and L2 norm",
+        choices=NORMALIZATIONS,
+        search=NORMALIZATIONS,
     )
-    motion: str = setting("none", "append each cube's difference from the one before", choices=MOTIONS, search=MOTIONS)
+    motion: str = setting(
+        "none", "append to each cube its difference from the one before", choices=MOTIONS, search=MOTIONS
+    )
     channel_dropout: float = setting(
-        0.0, "of whole channels of a clip's features", low=0, high=1, search=(0.0, 0.25, 0.5)
+        0.0, "rate at which whole channels of a clip are dropped", low=0, high=1, search=(0.0, 0.25, 0.5)
     )
     fusion: str = setting(
         "none",
-        "of frames and their optical flow: none, or the channels of --flow_features after theirs",
+        "how optical flow (--flow_features) is used: not at all, or with its channels appended to the frames'",
         choices=FUSIONS,
     )
 
@@ -52,9 +59,11 @@ class ModelSettings(Settings):
 class RecurrentSettings(ModelSettings):
     """Settings of every model with a memory."""
 
-    lstm_units: int = setting(512, "LSTM units or ConvLSTM filters, U", low=1, high=65536, search=(64, 128, 256, 512))
+    lstm_units: int = setting(
+        512, "number of LSTM units or ConvLSTM filters, U", low=1, high=65536, search=(64, 128, 256, 512)
+    )
     cells: int = setting(
-        1, "recurrent cells on top of each other; the attention reads the uppermost", low=1, high=16, search=(1, 2, 3)
+        1, "number of recurrent cells, stacked; the attention reads the top one", low=1, high=16, search=(1, 2, 3)
     )
 
 
@@ -168,7 +177,7 @@ class ActionModel(keras.Model):
         Raises UserError if the model is not recurrent.
         """
         if not self.is_recurrent:
-            raise UserError(f"{type(self).__name__} carries nothing from frame to frame; call it with whole clips")
+            raise UserError(f"{type(self).__name__} keeps no state between frames; call it with whole clips")
         for_core, differing = self.prepare(self._streamed(inputs))
         for_core.pop("motion", None)
         return {

@@ -14,8 +14,8 @@ from action_attention.settings import setting
 
 @dataclass(frozen=True)
 class Conv3DSettings(ModelSettings):
-    filters: int = setting(128, "of each 3D convolution", low=1, high=65536)
-    layers: int = setting(2, "of 3D convolutions", low=1, high=16)
+    filters: int = setting(128, "number of filters of each 3D convolution", low=1, high=65536)
+    layers: int = setting(2, "number of 3D convolutions", low=1, high=16)
 
 
 class Convolutions3D(keras.layers.Layer):

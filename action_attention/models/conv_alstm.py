@@ -26,16 +26,16 @@ class ConvALSTMSettings(RecurrentSettings):
     lstm_units: int = but(RecurrentSettings, "lstm_units", 256)
     head: str = setting(
         "flatten",
-        "from hidden maps to the classifier: flattened, through a 3x3 convolution, or their mean over locations",
+        "how the classifier sees hidden maps: flattened, through a 3x3 convolution, or as their mean over locations",
         choices=HEADS,
         search=HEADS,
     )
     first_states: str = setting(
-        "zeros", "of the recurrence: zeros, or convolutions of the clip's mean cube, as alstm's are",
+        "zeros", "first states of the recurrence: zeros, or convolutions of the clip's mean cube, as in alstm",
         choices=FIRST_STATES, formerly="initial",
     )  # fmt: skip
     mean_one_attention: bool = setting(
-        False, "weigh the cube by attention of mean 1 in place of sum 1", formerly="rescale"
+        False, "scale the attention that weighs the cube to mean 1 instead of sum 1", formerly="rescale"
     )
     motion_prior: bool = MOTION_PRIOR
     centre_prior: bool = CENTRE_PRIOR

@@ -15,8 +15,8 @@ from action_attention.settings import setting
 
 @dataclass(frozen=True)
 class LateFusionSettings(ModelSettings):
-    frames_apart: int = setting(8, "between the two frames that are seen together", low=1, high=1000)
-    hidden_units: int = setting(512, "of the layer that merges both frames", low=1, high=65536)
+    frames_apart: int = setting(8, "distance, in frames, of the two that are seen together", low=1, high=1000)
+    hidden_units: int = setting(512, "units of the layer that merges both frames", low=1, high=65536)
 
 
 class LateFusionPair(keras.layers.Layer):

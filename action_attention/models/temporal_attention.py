@@ -14,7 +14,7 @@ from action_attention.settings import setting
 
 @dataclass(frozen=True)
 class TemporalAttentionSettings(ModelSettings):
-    score_units: int = setting(128, "of the layer behind the scores of frames", low=1, high=65536)
+    score_units: int = setting(128, "units of the hidden layer that scores frames", low=1, high=65536)
 
 
 class FrameScores(keras.layers.Layer):

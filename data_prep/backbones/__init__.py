@@ -58,7 +58,7 @@ def build_backbone(
     if runtime == "openvino" and not in_int8:
         exact = backbone if backbone.precision == "float32" else build(weights, "float32")
         if not isinstance(exact.model, keras.Model):
-            raise UserError(f"--runtime=openvino runs Keras networks, and {name} is none; leave it out")
+            raise UserError(f"--runtime=openvino runs Keras networks only, and {name} is not one; leave it out")
         network = OpenVinoNetwork(graph_of(exact.model), exact.model, backbone.precision)
         backbone = replace(backbone, model=network, runtime=runtime)
     if grid:

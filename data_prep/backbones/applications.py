@@ -33,7 +33,7 @@ def build(name: str, weights: str = "imagenet", precision: str = "auto") -> Back
         except Exception as error:  # Keras raises what it likes
             reason = (str(error).strip() or repr(error)).splitlines()[-1]
             raise UserError(
-                f"{name}'s ImageNet weights could not be had ({reason}); give a file of them with --weights=FILE"
+                f"{name}'s ImageNet weights could not be obtained ({reason}); give a file of them with --weights=FILE"
             ) from error
     else:
         tensors = _random_weights(built, preprocess) if weights == "random" else read_weights(built, weights, name)

@@ -116,5 +116,5 @@ def _library(module: str, package: str) -> ModuleType:
 def _unavailable(what: str, weights: str, error: Exception) -> UserError:
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     return UserError(
-        f"{what} with --weights={weights} could not be had ({reason}); see its name, or give other weights"
+        f"{what} with --weights={weights} could not be obtained ({reason}); see its name, or give other weights"
     )

@@ -57,8 +57,8 @@ def is_meant(weights: str, precision: str, runtime: str | None) -> bool:
     if not weights.endswith(SUFFIX):
         if precision == "int8":
             raise UserError(
-                f"int8 takes the file of a quantised network, and --weights={weights} is none; make one with "
-                "python -m data_prep.quantize and give it with --weights=FILE"
+                f"--precision=int8 needs the file of a quantised network, which --weights={weights} is not; make one "
+                "with python -m data_prep.quantize and give it with --weights=FILE"
             )
         return False
     if precision not in ("auto", "int8"):
@@ -77,7 +77,7 @@ def quantize(exact: Backbone, batches: Sequence[np.ndarray]) -> Backbone:
     """
     nncf, openvino = (library(module, "quantising") for module in ("nncf", "openvino"))
     if not isinstance(exact.model, keras.Model):
-        raise UserError(f"Keras networks can be quantised, and {exact.name} is none; take another --backbone")
+        raise UserError(f"only Keras networks can be quantised, and {exact.name} is not one; take another --backbone")
     graph, size = graph_of(exact.model), list(exact.model.input_shape[1:])
     graph.reshape([BATCH, *size])
     nncf.set_log_level(logging.ERROR)

