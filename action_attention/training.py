@@ -219,7 +219,7 @@ class VideoValidation(keras.callbacks.Callback):
         with self.run.writing(), self.writer.as_default(epoch + 1):
             confusion = confusion_png(np.array(metrics["confusion"]), self.classes)
             tf.summary.image("confusion", tf.image.decode_png(confusion, channels=3)[None])
-            if self.model.has_attention:
+            if find_model(self.config.model).build.has_attention:
                 cards = draw_cards(predictions, self.classes, self.config.training.vote, self.read_frames)
                 for name, picture in cards.items():
                     tf.summary.image(f"attention/{name}", picture[None])

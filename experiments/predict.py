@@ -150,7 +150,7 @@ def _predict(recognizer: Recognizer, path: Path, output: Path, place: Path, alon
     Raises UserError if it cannot be used.
     """
     args, name = flags.FLAGS, as_text(str(path))
-    say(f"features of {name} ...", sys.stderr)
+    say(f"extracting features of {name}", sys.stderr)
     result = recognizer.predict(path, vote=args.vote, scratch=output).labelled(args.label)
     frames, segments = len(result.probabilities), result.segments
     row = Row(
