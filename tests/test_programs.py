@@ -237,3 +237,24 @@ def test_a_preset_sets_what_was_not_given():
             assert str(settings[name]).lower() in (value, "true", str(float(value or 0)) if value[:1].isdigit() else "")
     assert "min_steps" not in given("--preset=recommended", "--epochs=2")[1]  # which would overrule what was given
     assert given("--lstm_units=32") == ["alstm", {"lstm_units": 32}]
+
+
+def test_flags_and_flag_files_of_older_versions_mean_what_they_meant(tmp_path):
+    def given(*lines):
+        (tmp_path / "old.flags").write_text("\n".join(lines))
+        asked = f"--flagfile={tmp_path / 'old.flags'}", "--features=f", "--run_dir=r"
+        done = run("experiments.train", *asked, prepare=print_settings)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)[1]
+
+    assert given("--model=conv_alstm", "--initial=clip", "--rescale") == {
+        "first_states": "clip", "mean_one_attention": True,
+    }  # fmt: skip
+    assert given("--model=conv_alstm", "--norescale") == {"mean_one_attention": False}
+    for old, new in (("initial", "first_states"), ("carry", "cell_state"), ("none", "none")):
+        assert given(f"--ablate={old}") == given(f"--ablate={new}") == {"ablate": new}
+    done = run("experiments.train", "--features=f", "--run_dir=r", "--ablate=nothing", prepare=print_settings)
+    assert "flag --ablate=nothing: value should be one of <none|first_states|cell_state>" in done.stderr
+    told = run("experiments.train", "--help").stdout
+    assert "--first_states" in told
+    assert "--initial" not in told
