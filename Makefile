@@ -74,7 +74,14 @@ unlisted = $(if $(filter SPLIT,$(given)),$(error make $(goals): SPLIT is one of 
 python = $(call arg,VENV)/bin/python
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@columns=999; [ ! -t 1 ] || columns=$$(stty size 2>/dev/null | cut -d' ' -f2); \
+	awk -v columns="$${columns:-80}" -F ':.*## ' '/^[a-z-]+:.*## /{ \
+	    line = sprintf("  make %-12s", $$1); \
+	    for (i = 1; i <= split($$2, words, " "); i++) { \
+	        if (length(line words[i]) >= columns) { print line; line = sprintf("%19s", "") } \
+	        line = line " " words[i] \
+	    } \
+	    print line }' $(MAKEFILE_LIST)
 
 # of `python_requires = >=3.10, <3.14`
 supported := $(shell awk -F '[.,]' '/^python_requires/ {for (n = $$2; n < $$4; n++) print "3." n}' setup.cfg)

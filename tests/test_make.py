@@ -1,11 +1,14 @@
 """The Makefile: what a user gives reaches the program as it was given, or is refused; `make setup` is safe."""
 
 import configparser
+import fcntl
 import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -317,6 +320,42 @@ def test_no_video_and_no_runs(checkout):
     assert refusal(checkout, "predict") == "make predict: say which video: make predict VIDEO=FILE"
     sentence = "make tensorboard: RUNS=typo is not there; say which folder holds the runs"
     assert refusal(checkout, "tensorboard", RUNS="typo") == sentence
+
+
+def test_tensorboard_shows_the_newer_of_your_runs_and_the_demos(checkout):
+    def shown():
+        ((*_, logdir),) = calls_of(checkout, "tensorboard")
+        return logdir
+
+    sentence = "make tensorboard: RUNS=runs is not there; say which folder holds the runs"
+    assert refusal(checkout, "tensorboard") == sentence
+    for newer in ("demo/runs", "runs", "demo/runs"):
+        (checkout / newer).mkdir(parents=True, exist_ok=True)
+        for age, folder in enumerate((newer, *{"runs", "demo/runs"} - {newer})):
+            if (checkout / folder).exists():
+                os.utime(checkout / folder, (1e9 - age, 1e9 - age))
+        assert shown() == f"--logdir={newer}"
+
+
+def test_on_a_terminal_help_fits_it(checkout):
+    """Every word is there that is there in a pipe."""
+    reader, writer = os.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    done = subprocess.run(
+        ["make", "help"], cwd=checkout, stdin=writer, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    printed = b""
+    try:
+        while part := os.read(reader, 1 << 16):
+            printed += part
+    except OSError:  # how the end of a terminal is told
+        pass
+    os.close(reader)
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = printed.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == make(checkout, "help").stdout.split()
 
 
 def test_help_lists_every_target_and_what_it_takes(checkout):
