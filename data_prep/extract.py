@@ -383,7 +383,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "weights",
         "imagenet",
-        "imagenet, random (seeded), a file of weights of the backbone, or one by data_prep.quantize",
+        "imagenet, random (seeded), a file of weights of the backbone, or one made by data_prep.quantize",
     )
     flags.DEFINE_bool("fall_back_to_random", False, "if ImageNet weights cannot be obtained, warn and use random ones")
     flags.DEFINE_float("decode_timeout", 60.0, "reject a video that gives no frame for this many seconds", 0.1)

@@ -7,7 +7,7 @@ from absl import app, flags, logging
 
 from action_attention.errors import UserError
 from action_attention.registry import import_modules
-from data_prep.terminal import log_in_sentences, say
+from data_prep.terminal import log_in_sentences, reflowed, say
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: str = "") -> None:
@@ -33,13 +33,17 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], after_stop: 
             sys.exit(130)
 
     modules = _imported(sys.argv[1:])
-    flags.DEFINE_multi_string("import", [], "module that registers your own models or backbones; give it once a module")
+    flags.DEFINE_multi_string(
+        "import", [], "module that registers your own models or backbones; give it once for each module"
+    )
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["import"])  # --help shows it
     try:
         import_modules(modules)
         define_flags()
     except UserError as error:
         _fail(str(error))
+    started = sys.modules["__main__"]
+    started.__doc__ = reflowed(started.__doc__ or "", sys.stdout)  # --help begins with it
     logging.set_verbosity(logging.INFO)
     log_in_sentences()
     app.run(guarded)

@@ -29,13 +29,24 @@ def warn(text: str) -> None:
     say(f"WARNING: {text}", sys.stderr)
 
 
-def fitted(text: str, stream: TextIO) -> str:
+def fitted(text: str, stream: TextIO, indent: str = "  ") -> str:
     """Lines for a terminal's width if the stream is one. No word is broken: it may be a path."""
     if not stream.isatty():
         return text
     return "\n".join(
-        fill(line, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         for line in text.split("\n")
+    )
+
+
+def reflowed(text: str, stream: TextIO) -> str:
+    """Paragraphs for a terminal's width if the stream is one; indented ones and commands keep their lines."""
+    if not stream.isatty():
+        return text
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(
+        fitted(each, stream) if each.startswith((" ", "python")) else fitted(" ".join(each.split()), stream, "")
+        for each in [*paragraphs, ""]
     )
 
 

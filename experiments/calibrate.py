@@ -19,7 +19,9 @@ from data_prep.terminal import say
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory that gets calibration.json", required=True)
     flags.DEFINE_multi_string(
-        "from", [], "run directory whose validation videos the temperature is fitted on; give it once a run [the run]"
+        "from",
+        [],
+        "run directory whose validation videos the temperature is fitted on; give it once for each run [the run]",
     )
 
 

@@ -20,7 +20,7 @@ from experiments import options, table, text_table
 
 def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory", required=True)
-    flags.DEFINE_enum("subset", "test", SUBSETS, "which videos")
+    flags.DEFINE_enum("subset", "test", SUBSETS, "which videos to evaluate")
     flags.DEFINE_string("features", None, "folder of the feature cache [the one that the run was trained on]")
     flags.DEFINE_string("flow_features", None, "folder of the cache of optical flow [the one that it was trained on]")
     flags.DEFINE_string(

@@ -94,7 +94,7 @@ def parse_weights(text: str, runs: list[Run], vote: str) -> list[float]:
 
 
 def define_flags() -> None:
-    flags.DEFINE_multi_string("run_dir", None, "evaluated run; give it once a run", required=True)
+    flags.DEFINE_multi_string("run_dir", None, "evaluated run; give it once for each run", required=True)
     flags.DEFINE_string("output", None, "run directory of the fusion", required=True)
     flags.DEFINE_string(
         "weights", "equal", "weights of the runs: equal, validation (chosen on validation videos), or numbers: 0.4,0.6"

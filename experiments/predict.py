@@ -63,7 +63,7 @@ def define_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_bool("realtime", False, "play the file at its own speed, and treat it as a camera")
     flags.DEFINE_float(
-        "seconds", None, "stop watching a camera or an address after this time [at its end, or by Ctrl-C]", 0.1
+        "seconds", None, "stop watching a camera or an address after this many seconds [its end, or Ctrl-C]", 0.1
     )
     flags.DEFINE_string(
         "output", None, "folder for the overlays and the JSON [predictions, in the run directory or, pretrained, here]"

@@ -317,7 +317,9 @@ def _embedded(data: dict) -> str:
 
 
 def define_flags() -> None:
-    flags.DEFINE_multi_string("run_dir", None, "run directory of an evaluated run; give it once a run", required=True)
+    flags.DEFINE_multi_string(
+        "run_dir", None, "run directory of an evaluated run; give it once for each run", required=True
+    )
     flags.DEFINE_string("output", None, "folder for the report", required=True)
     flags.DEFINE_enum("subset", "test", SUBSETS, "which evaluation")
     flags.DEFINE_string("videos", None, "folder of the videos [where they were extracted]")

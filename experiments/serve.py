@@ -30,7 +30,7 @@ from experiments.server import Server
 
 
 def define_flags() -> None:
-    flags.DEFINE_multi_string("run_dir", [], "run directory of a trained model; give it once a run")
+    flags.DEFINE_multi_string("run_dir", [], "run directory of a trained model; give it once for each run")
     names = ", ".join(pretrained_names()) or "there are none in this installation"
     flags.DEFINE_string("pretrained", None, f"instead of --run_dir, a model of this package: {names}")
     flags.DEFINE_string("weights", None, "weights file of the backbone, for runs whose features were made with one")

@@ -314,7 +314,7 @@ def _mean_and_interval(values: np.ndarray, interval_of_one: list[float] | None) 
 
 
 def define_flags() -> None:
-    flags.DEFINE_multi_string("run_dir", [], "run directory of an evaluated run; give it once a run")
+    flags.DEFINE_multi_string("run_dir", [], "run directory of an evaluated run; give it once for each run")
     flags.DEFINE_string("subset", "test", "which evaluation")
     flags.DEFINE_multi_string("results", [], "file that an earlier --output wrote")
     flags.DEFINE_bool("differences", False, "add what each model gains over the first one, seed by seed")

@@ -15,7 +15,9 @@ Rows = list[list[str]]
 
 
 def define_format() -> None:
-    flags.DEFINE_enum("format", None, FORMATS, "of tables [text on a terminal, Markdown in a pipe or a file]")
+    flags.DEFINE_enum(
+        "format", None, FORMATS, "how tables are printed [text on a terminal, Markdown in a pipe or a file]"
+    )
 
 
 def show(text: str) -> None:

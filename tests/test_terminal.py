@@ -18,6 +18,16 @@ ROOT = Path(__file__).parents[1]
 SENTENCE = f"a warning that is rather long, for it names /a/folder{'/and/one/below' * 4} and goes on"
 
 
+def test_a_programs_description_is_set_anew_for_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "Says what it does in\na few words.\n\npython -m a.program --flag VALUE\n\n    an indented line\n"
+    assert terminal.reflowed(text, io.StringIO()) == text
+    assert terminal.reflowed(text, Terminal()).split("\n") == [
+        "Says what it does in", "a few words.", "", "python -m a.program", "  --flag VALUE", "", "    an indented", "  line",
+        "", "",
+    ]  # fmt: skip
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
