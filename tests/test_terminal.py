@@ -22,10 +22,10 @@ def test_a_programs_description_is_set_anew_for_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     text = "Says what it does in\na few words.\n\npython -m a.program --flag VALUE\n\n    an indented line\n"
     assert terminal.reflowed(text, io.StringIO()) == text
-    assert terminal.reflowed(text, Terminal()).split("\n") == [
-        "Says what it does in", "a few words.", "", "python -m a.program", "  --flag VALUE", "", "    an indented", "  line",
-        "", "",
-    ]  # fmt: skip
+    described, command, line, end = terminal.reflowed(text, Terminal()).split("\n\n")
+    assert described == "Says what it does in\na few words."
+    assert command == "python -m a.program\n  --flag VALUE"
+    assert (line, end) == ("    an indented line", "")
 
 
 class Terminal(io.StringIO):
