@@ -61,6 +61,7 @@ from data_prep.sample import make_sample
 from data_prep.splits import make_split, make_tags
 from data_prep.videos import list_videos, read_frames
 from experiments import benchmark_baselines as baselines
+from experiments import text_table
 
 FPS = 15.0
 SHORT_FPS = 1.0  # where the number of videos is the point, not that of frames
@@ -464,6 +465,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("clip_length", 18, "frames per clip, T", lower_bound=1)
     flags.DEFINE_list("stages", list(STAGES), "which stages")
     flags.DEFINE_integer("rounds", 3, "repetitions of each pair", lower_bound=1)
+    text_table.define_format()
+    flags.adopt_module_key_flags(text_table)
 
 
 def main() -> None:
@@ -479,7 +482,7 @@ def main() -> None:
         bench = Bench(videos, features, args.rounds, args.weights, args.clip_length)
         if not args.features:
             extract(videos, features, build_backbone(weights=args.weights), fps=FPS)
-        print("| stage | against | measured | goal | met |\n|---|---|---|---|---|")
+        head = "| stage | against | measured | goal | met |\n|---|---|---|---|---|\n"
         for name in args.stages:
             try:
                 found = in_fresh_process(STAGES[name], bench)
@@ -487,7 +490,8 @@ def main() -> None:
                 logging.warning("%s is skipped: %s is not installed", name, error.name)
                 continue
             if isinstance(found, list):
-                print(*(f"| {' | '.join(row.cells())} |" for row in found), sep="\n", flush=True)
+                text_table.show(head + "\n".join(f"| {' | '.join(row.cells())} |" for row in found))
+                head = "" if text_table.as_markdown() else head  # aligned, each stage has a table of its own
                 found = [{**asdict(row), "met": row.met} for row in found]
             figures[name] = found
             write_json(output, figures)

@@ -20,10 +20,13 @@ def define_format() -> None:
     )
 
 
+def as_markdown() -> bool:
+    return flags.FLAGS.format == "markdown" or (flags.FLAGS.format is None and not sys.stdout.isatty())
+
+
 def show(text: str) -> None:
     """Prints text with Markdown tables as `--format` says."""
-    as_markdown = flags.FLAGS.format == "markdown" or (flags.FLAGS.format is None and not sys.stdout.isatty())
-    say(text) if as_markdown else say(aligned(text, width()))
+    say(text if as_markdown() else aligned(text, width()))
 
 
 def aligned(text: str, columns: int) -> str:
