@@ -194,7 +194,7 @@ def test_a_csv_file_is_a_split_with_or_without_validation_videos(tmp_path):
             r"line 2: the subset of 'sit/a\.mp4' is 'Train', not one of unused, train, ",
         ),
         ("video,subset\nsit/a.mp4\n", r"line 2: the subset of 'sit/a\.mp4' is None"),
-        ("video,subset\n" + "x" * 200_000 + ",test", r"line 2 is no line of a CSV file \(field larger than"),
+        ("video,subset\n" + "x" * 200_000 + ",test", r"line 2 is not a line of a CSV file \(field larger than"),
         ("video,subset\na.mp4,train\n", r"line 2: expected <class>/<file> as video, found 'a\.mp4'"),
         ("video,subset\nsit/a.mp4,train\nsit/a.mp4,test\n", r"line 3: sit/a\.mp4 is listed twice"),
     ],
