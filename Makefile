@@ -127,7 +127,7 @@ lint: setup  ## check format, style and types
 docs: setup  ## these pages as a site, in build/site (installs the extra `docs`)
 	@$(python) -c 'import material' 2>/dev/null || $(python) -m pip install --quiet --disable-pip-version-check \
 	    --no-build-isolation --editable '.[docs]'
-	$(python) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 
 demo_models := softmax alstm recommended
 demo = $(call arg,DEMO)
