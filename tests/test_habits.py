@@ -86,3 +86,31 @@ def test_extras_that_pages_and_sentences_name_are_there():
     named = {name for file in files for name in re.findall(r"'\.\[(\w+)\]'", file.read_text())}
     assert named
     assert named <= EXTRAS
+
+
+def test_the_dockerfile_installs_as_make_setup_does_what_the_package_consists_of():
+    """It needs no builder to be checked: each line names what is here, or what another file says too."""
+    lines = [line.split(maxsplit=1) for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:1].isupper()]
+    said = {word: [rest for name, rest in lines if name == word] for word, _ in lines}
+    assert said.keys() == {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT"}
+    assert re.fullmatch(r"python:(3\.\d+)-slim", said["FROM"][0])[1] in PYTHONS
+
+    copied = {source for line in said["COPY"] for source in line.split()[:-1]}
+    assert all((ROOT / source).exists() for source in copied)
+    include = CONFIG["options.packages.find"]["include"].split()
+    metadata = {"setup.cfg", "pyproject.toml", "README.md", CONFIG["metadata"]["license_files"]}  # read by the build
+    assert copied == {"constraints.txt", *metadata, *(package.rstrip("*") for package in include)}
+    for line in said["COPY"]:
+        *sources, target = line.split()
+        assert target in ("./", *sources)  # a folder to its own name, files to the current folder
+        assert target == "./" or len(sources) == 1
+
+    setup = re.findall(r"install (--\S.*?) (?:constraints\.txt|--editable \.)", (ROOT / "Makefile").read_text())
+    run = [line.removeprefix("pip install --no-cache-dir ") for line in said["RUN"]]
+    assert run == [f"{setup[0]} constraints.txt", f"{setup[1]} ."]
+
+    (command,) = yaml.safe_load(said["ENTRYPOINT"][0])
+    assert f"{command} = " in CONFIG["options.entry_points"]["console_scripts"]
+    (cache,) = said["ENV"]
+    assert cache == "XDG_CACHE_HOME=/data/.cache"
+    assert cache.split("=")[0] in (ROOT / "data_prep" / "backbones" / "weights.py").read_text()
