@@ -24,7 +24,6 @@ def check(notebook):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
     assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
-    assert all(output.get("name") != "stderr" for output in outputs)
     differences = {
         scores: (float(stayed), float(followed)) for scores, stayed, followed in SHUFFLED.findall(printed(notebook))
     }
@@ -38,17 +37,19 @@ def test_what_is_committed_was_executed_is_small_and_knows_no_machine():
     check(notebook)
     assert len(text) < 500_000
     assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+    assert '"stderr"' not in text
     pictures = [output for cell in notebook["cells"] for output in cell.get("outputs", ()) if "data" in output]
     assert len(pictures) > 6
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_it_runs_and_shows_the_same(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (pip install '.[notebook]')")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (pip install '.[notebook]')")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folder = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=550, kernel_name="python3", resources=folder).execute()
+    nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=folder).execute()
     check(notebook)
     right = {name: int(n) for name, n in re.findall(r"(.*): (\d+) of 24 test videos right", printed(notebook))}
     assert right["the tutorial's ALSTM"] >= 18
