@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -115,3 +116,15 @@ def test_all_flags_that_pages_name_are_flags_of_a_program():
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--([a-z]\w*)", page.read_text()))
         assert named <= known, (page.name, named - known)
+
+
+@pytest.mark.slow
+def test_the_pages_become_a_site_without_a_warning_that_asks_for_nothing_else(tmp_path):
+    pytest.importorskip("material", reason="mkdocs-material is not installed (pip install '.[docs]')")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.glob("*.html")}
+    assert made.keys() >= {"index.html", *(page.stem + ".html" for page in PAGES if page.name != "README.md")}
+    for name, html in made.items():
+        assert re.findall(r'<(?:script|link|img)[^>]* (?:src|href)="?(?:https?:)?//[^>]*', html) == [], name
