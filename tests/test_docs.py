@@ -79,6 +79,10 @@ def test_no_two_headings_of_a_page_have_one_anchor(page):
         assert len(set(anchors(page))) == len(anchors(page))
 
 
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def make_commands():
     return sorted({line.partition("  #")[0].rstrip() for page in PAGES for line in blocks(page) if line[:5] == "make "})
 
