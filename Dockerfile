@@ -1,7 +1,7 @@
 # The command `action-attention` with the versions that constraints.txt pins; nothing else of the system is needed.
 #   docker build --tag action-attention .
 #   docker run --rm --volume "$PWD:/data" action-attention predict --pretrained=jhmdb21 --video=clip.avi
-FROM python:3.12-slim
+FROM python:3.13-slim
 WORKDIR /opt/action_attention
 COPY constraints.txt ./
 RUN pip install --no-cache-dir --require-hashes --only-binary=:all: --requirement constraints.txt
