@@ -143,13 +143,13 @@ class VideoReader:
                     first = frame.copy()
                 info.still = info.still and np.array_equal(frame, first)
                 yield frame
+            if not info.sampled_frames:
+                why = f": {self._failure}" if self._failure else ""
+                raise UnusableVideoError(f"no frame of its {self._stream.codec.name} stream could be decoded{why}")
+            if not self._stream.frames and info.duration * info.fps >= 0.9 * info.announced_frames:
+                info.announced_frames = self._packets  # of a variable rate: the announced one times the duration is not
         finally:
-            self._container.close()
-        if not info.sampled_frames:
-            why = f": {self._failure}" if self._failure else ""
-            raise UnusableVideoError(f"no frame of its {self._stream.codec.name} stream could be decoded{why}")
-        if not self._stream.frames and info.duration * info.fps >= 0.9 * info.announced_frames:
-            info.announced_frames = self._packets  # of a variable rate: the announced one times the duration is not it
+            self._container.close()  # then nothing is known of the stream any more
 
     def _decoded(self) -> Iterator[Any]:
         """All frames that can be decoded, in the order in which they are shown."""
