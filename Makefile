@@ -23,7 +23,7 @@ VIDEO       ?=
 ARGS        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow faults fuzz lint download audit extract inspect train svm sweep eval fuse \
+.PHONY: help setup demo test test-slow faults fuzz lint docs download audit extract inspect train svm sweep eval fuse \
         table predict serve report export tensorboard bench constraints clean
 
 goals := $(or $(MAKECMDGOALS),help)
@@ -130,6 +130,11 @@ lint: setup  ## check format, style and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+
+docs: setup  ## these pages as a site, in build/site (installs the extra `docs`)
+	@$(python) -c 'import material' 2>/dev/null || $(python) -m pip install --quiet --disable-pip-version-check \
+	    --no-build-isolation --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 
 demo_models := softmax alstm recommended
 demo = $(call arg,DEMO)

@@ -17,6 +17,8 @@ from action_attention.errors import UserError
 # Containers only, and files only: a playlist or script that calls itself a video would make FFmpeg open what it names.
 CONTAINERS = "avi,mov,mp4,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg,dv,mxf,rm,nut"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+# A title that is not UTF-8 costs no video. PyAV 19 has no such argument, and takes any title.
+LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 EXTENSIONS = (
     ".3gp", ".asf", ".avi", ".dv", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
     ".ogv", ".ts", ".vob", ".webm", ".wmv",
@@ -95,7 +97,7 @@ class VideoReader:
         if not is_utf8(str(path)):
             raise UnusableVideoError("its name is not UTF-8; rename it")
         try:  # absolute: a name alone may look like a protocol's
-            self._container = av.open(str(self.path.absolute()), container_options=OPTIONS, metadata_errors="replace")
+            self._container = av.open(str(self.path.absolute()), container_options=OPTIONS, **LENIENT)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnusableVideoError(f"cannot be opened as a video: {_reason(error)}") from error
         try:
@@ -141,13 +143,13 @@ class VideoReader:
                     first = frame.copy()
                 info.still = info.still and np.array_equal(frame, first)
                 yield frame
+            if not info.sampled_frames:
+                why = f": {self._failure}" if self._failure else ""
+                raise UnusableVideoError(f"no frame of its {self._stream.codec.name} stream could be decoded{why}")
+            if not self._stream.frames and info.duration * info.fps >= 0.9 * info.announced_frames:
+                info.announced_frames = self._packets  # of a variable rate: the announced one times the duration is not
         finally:
-            self._container.close()
-        if not info.sampled_frames:
-            why = f": {self._failure}" if self._failure else ""
-            raise UnusableVideoError(f"no frame of its {self._stream.codec.name} stream could be decoded{why}")
-        if not self._stream.frames and info.duration * info.fps >= 0.9 * info.announced_frames:
-            info.announced_frames = self._packets  # of a variable rate: the announced one times the duration is not it
+            self._container.close()  # then nothing is known of the stream any more
 
     def _decoded(self) -> Iterator[Any]:
         """All frames that can be decoded, in the order in which they are shown."""

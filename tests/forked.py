@@ -9,8 +9,10 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 _context = multiprocessing.get_context("forkserver")
@@ -35,6 +37,12 @@ def succeeds(module: str, *arguments: object, folder: Path = ROOT) -> str:
     done = run(module, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returned, called in a process of its own, whose flags are no others'."""
+    with ProcessPoolExecutor(1, mp_context=_context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _run(module: str, arguments: list[str], folder: Path, files: list[str], prepare: Callable[[], None] | None) -> None:

@@ -37,7 +37,7 @@ FLAGS = {
     "fuzz": {"SECONDS": "seconds"},
 }  # fmt: skip
 OTHERS = {
-    "help": (), "setup": (), "test": ("ARGS",), "test-slow": ("ARGS",), "faults": ("ARGS",), "lint": (),
+    "help": (), "setup": (), "test": ("ARGS",), "test-slow": ("ARGS",), "faults": ("ARGS",), "lint": (), "docs": (),
     "demo": ("DEMO", "BACKBONE"), "constraints": ("ARGS",), "clean": ("DEMO",),
 }  # fmt: skip
 GENERAL = ("PYTHON", "VENV")

@@ -16,6 +16,7 @@ from action_attention import registry
 from action_attention.features import FeatureCache
 from action_attention.runs import Run
 from data_prep.sample import make_sample
+from data_prep.splits import read_groups, read_lists, write_lists
 from data_prep.videos import read_frames
 
 ROOT = Path(__file__).parents[1]
@@ -105,10 +106,15 @@ def test_names_that_are_taken_are_refused():
 
 
 @pytest.fixture
-def recognizer(own, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    for of_all in ("_models", "_backbones"):  # what registers itself here is not known to the tests that follow
+def own_registry(monkeypatch):
+    """What registers itself here is not known to the tests that follow."""
+    for of_all in ("_models", "_backbones"):
         monkeypatch.setattr(registry, of_all, dict(getattr(registry, of_all)))
+
+
+@pytest.fixture
+def recognizer(own, own_registry, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     __import__("own_model")
     yield aa.load(own / "runs" / "first")
     del sys.modules["own_model"]
@@ -142,19 +148,56 @@ def test_what_cannot_be_predicted_is_one_sentence(recognizer, video, fps, senten
         recognizer.predict(video, fps)
 
 
+def run_python(page):
+    """The names that all Python of a page leaves, run in one go in the current folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    names = {"__name__": "page"}
+    exec(compile("\n".join(blocks), page, "exec"), names)
+    return names
+
+
+def test_every_page_with_python_is_run_here():
+    pages = [page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if "```python" in page.read_text()]
+    assert {page.name for page in pages} == {"README.md", "extend.md", "guide.md"}
+
+
 def test_the_readmes_python_runs(recognizer, own, tmp_path, monkeypatch):
-    """All of it in one go, in a folder that has a run and a clip."""
+    """In a folder that has a run and a clip."""
     (tmp_path / "runs").mkdir()
     shutil.copytree(own / "runs" / "first", tmp_path / "runs" / "first")
     shutil.copy(next(iter((own / "sample" / "videos").glob("*/*"))), tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names = {}
-    exec(compile("\n".join(blocks), "README.md", "exec"), names)
+    names = run_python("README.md")
     assert (tmp_path / "out.mp4").stat().st_size > 1000
     assert len(names["result"].attention) == len(names["result"].probabilities)
     assert names["maps"].shape == (names["seconds"] * 15, 5, 6)
     assert np.isfinite(names["history"].history["loss"]).all()
+
+
+def test_the_guides_stream_says_what_all_of_its_frames_at_once_say():
+    names = run_python("docs/guide.md")
+    model, cubes = names["model"], names["cubes"]
+    whole = {"features": cubes, "mask": np.ones(cubes.shape[:2], bool)}
+    at_once, _ = model.step(whole, model.initial(names["window"]))
+    for name, of_last in names["outputs"].items():
+        np.testing.assert_allclose(of_last[:, 0], at_once[name][:, -1], atol=1e-5)
+
+
+def test_the_model_and_the_lists_of_the_page_on_adding_your_own(own_registry, tmp_path, monkeypatch):
+    tags = {f"sit_down/film{n}_sit_down_f_cm_np1_fr_med_{n}.avi": 1 + n % 2 for n in range(6)}
+    write_lists(tmp_path / "splits", tags)
+    monkeypatch.chdir(tmp_path)
+    run_python("docs/extend.md")
+
+    assert read_lists(tmp_path / "jhmdb_split1.csv") == tags
+    groups = read_groups(tmp_path / "jhmdb_split1.csv")
+    assert groups == {name: f"film{n}" for n, name in enumerate(tags)}
+
+    cubes = np.zeros((1, 3, 2, 4, 8), np.float32)
+    cubes[:, [0, 1, 2], [0, 1, 1], [3, 0, 2]] = 5  # large at another location of each frame
+    model = aa.build_model("energy_lstm", classes=2, lstm_units=4)
+    maps = np.array(model({"features": cubes, "mask": np.ones((1, 3), bool)})["attention"])[0]
+    assert [np.unravel_index(each.argmax(), each.shape) for each in maps] == [(0, 3), (1, 0), (1, 2)]
 
 
 def test_the_page_of_settings_is_what_the_settings_say():
