@@ -108,7 +108,7 @@ def write_flags(run_dir: Path, resolved: dict[str, Any]) -> None:
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         value = resolved.get(flag.name, flag.value)
-        if value is not None and flag.name not in ("resume", "run_dir", "import", "preset"):
+        if value is not None and flag.name not in ("resume", "run_dir", "import", "preset", "devices", "seeds"):
             lines.append(f"--{flag.name}={str(value).lower() if isinstance(value, bool) else value}\n")
     with run.writing():
         run.flags_file.write_text("".join(lines))
