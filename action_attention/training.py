@@ -195,7 +195,7 @@ class Curves(keras.callbacks.Callback):
         self.run, self.writers = run, writers
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        numbers = {**logs, "learning_rate": float(self.model.optimizer.learning_rate)}
+        numbers = {**logs, "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))}
         with self.run.writing():
             for name, value in numbers.items():
                 with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch):

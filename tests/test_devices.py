@@ -24,7 +24,7 @@ from tests.test_training import FOUR, config, history_of, weights_of
 
 CUBE, FLOW, CLASSES = (3, 3, 8), (3, 3, 4), ["leap", "nod", "spin"]
 LEARNED = {"weight_decay": 1e-2, "attention_penalty": 0.5, "learning_rate": 1e-3, "dropout": 0, "clip_length": 6}
-EPOCHS = 2
+EPOCHS, TWO = 2, ["CPU:0", "CPU:1"]
 MODELS = {
     **{name: {} for name in model_names()},
     "alstm of two streams": {"model": "alstm", "fusion": "early"},
@@ -67,7 +67,7 @@ def fitted(devices, name, settings):
     batches, steps = clips.shuffled_batches(3, 0, range(EPOCHS)), clips.steps(3)
     assert (len(clips), steps) == (10, 4)
     keras.utils.set_random_seed(0)
-    with strategy_on("CPU:0", "CPU:1").scope() if devices > 1 else nullcontext():
+    with strategy_on(*TWO).scope() if devices > 1 else nullcontext():
         model = new_model(config, 3, CUBE, FLOW)
         before = model.get_weights()
         if devices > 1:
@@ -109,7 +109,7 @@ def test_losses_metrics_and_weights_are_those_of_one_device(apart, name, record_
 def dropped():
     """What two devices and one make of the same clips with dropout; what the devices' seeds are afterwards."""
     keras.utils.set_random_seed(0)
-    strategy, config = strategy_on("CPU:0", "CPU:1"), Config.of("softmax", dropout=0.5)
+    strategy, config = strategy_on(*TWO), Config.of("softmax", dropout=0.5)
     alone = new_model(config, 3, CUBE)
     with strategy.scope():
         model = new_model(config, 3, CUBE)
@@ -145,7 +145,7 @@ def test_dropout_is_another_one_on_every_device_and_on_the_first_that_of_one(apa
 
 def trained(cache_folder, split, run_dir, config, devices, resume=False):
     cache = FeatureCache(cache_folder)
-    about = train(config, cache, split, run_dir, devices=["CPU:0", "CPU:1"][:devices], resume=resume)
+    about = train(config, cache, split, run_dir, devices=TWO if devices == 2 else None, resume=resume)
     cache.close()
     return about["devices"]
 
