@@ -27,11 +27,15 @@ def find_devices(asked: str) -> list[str]:
         return []
     if (backend := keras.backend.backend()) != "tensorflow":
         raise UserError(f"--devices={asked} is for Keras on TensorFlow; on {backend} training takes --devices=1")
-    there = [each.name for each in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+    kind, found = "GPU", tf.config.list_physical_devices("GPU")
+    if not found:
+        kind, found = "CPU", tf.config.list_logical_devices("CPU")
+    there = [f"{kind}:{number}" for number in range(len(found))]
     count = len(there) if asked == "all" else int(asked)
     if count > len(there):
-        named = ", ".join(name.removeprefix("/device:") for name in there)
-        raise UserError(f"--devices={asked}, but there are only {len(there)} here ({named}); give --devices=all")
+        raise UserError(
+            f"--devices={asked}: this machine has {len(there)} ({', '.join(there)}); give at most that, or all"
+        )
     return there[:count] if count > 1 else []
 
 
@@ -72,7 +76,7 @@ class OnDevices(keras.Model):
     def __init__(self, model: ActionModel, alone: ActionModel):
         super().__init__(name=model.name)
         self.model, self._alone = model, lambda: alone  # as an attribute its weights would be this one's too
-        alone.jit_compile = False
+        alone.jit_compile = False  # as of what `compile_model` compiles
         self.built = True
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> dict[str, Any]:

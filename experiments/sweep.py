@@ -215,11 +215,11 @@ def begin(study: "optuna.Study", sweep: Sweep, worker: Worker, ticket: int) -> "
     worker.wait_for("begin")  # so a trial that has no ticket yet is one whose worker died here
     for half in study.get_trials(states=(TrialState.RUNNING,)):
         if half.user_attrs.get("ticket", ticket) == ticket:
-            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # if it was not dead after all
-                study.tell(half.number, state=TrialState.FAIL, skip_if_finished=True)
-            shutil.rmtree(sweep.scratch(half.number), ignore_errors=True)
-            if _fixed(half):
-                study.enqueue_trial(_fixed(half))
+            with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # it has ended after all
+                study.tell(half.number, state=TrialState.FAIL)
+                shutil.rmtree(sweep.scratch(half.number), ignore_errors=True)
+                if _fixed(half):
+                    study.enqueue_trial(_fixed(half))
     trial = None
     if ticket in missing_tickets(study, ticket + 1):
         trial = study.ask()
@@ -230,19 +230,23 @@ def begin(study: "optuna.Study", sweep: Sweep, worker: Worker, ticket: int) -> "
 
 def finish(study: "optuna.Study", trial: "optuna.Trial", sweep: Sweep, cache: FeatureCache) -> None:
     """Runs a trial and writes down how it ended. Raises UserError if another worker set it aside meanwhile."""
+    taken = UserError(
+        f"trial {trial.number} was without a sign of life for so long that another worker runs it again; run the same "
+        "command again"
+    )
     try:
-        try:
-            study.tell(trial, run_trial(trial, sweep, cache))
-        except optuna.TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-            raise
+        value, state = run_trial(trial, sweep, cache), TrialState.COMPLETE
+    except optuna.TrialPruned:
+        value, state = None, TrialState.PRUNED
     except optuna.exceptions.UpdateFinishedTrialError as error:
-        raise UserError(
-            f"trial {trial.number} took so long to give a sign of life that another worker runs it again; run the same "
-            "command again"
-        ) from error
+        raise taken from error
+    except BaseException:
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        raise
+    try:
+        study.tell(trial, value, state)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
+        raise taken from error
 
 
 def worker_process(sweep: Sweep, trials: int) -> None:

@@ -134,7 +134,7 @@ def test_a_worker_that_was_thought_dead_and_is_not_counts_once(cache_folder, tmp
         assert states(ours) == ["RUNNING", "RUNNING"]
         again = begin(theirs, sweep, second, 0)
         assert states(ours)[:2] == ["FAIL", "RUNNING"]
-        with pytest.raises(UserError, match=r"trial 0 took so long .* another worker runs it again"):
+        with pytest.raises(UserError, match=r"trial 0 was without a sign of life .* another worker runs it again"):
             finish(ours, slow, sweep, None)
         for trial in (again, other):
             finish(theirs, trial, sweep, None)
