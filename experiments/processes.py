@@ -19,13 +19,14 @@ def processes() -> Iterator[Start]:
     started = list[Process]()
 
     def start(function: Callable[..., None], *arguments: Any) -> Process:
-        started.append(_context.Process(target=_call, args=(function, *arguments)))
+        process = _context.Process(target=_call, args=(function, *arguments))
         at_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new one inherits
         try:
-            started[-1].start()
+            process.start()
+            started.append(process)
         finally:
             signal.signal(signal.SIGINT, at_interrupt)
-        return started[-1]
+        return process
 
     try:
         yield start
