@@ -102,12 +102,14 @@ class OnDevices(keras.Model):
     def _call_by_own_seeds(self, inputs: dict[str, Any], device: Any) -> dict[str, Any]:
         """What a call in training gives, with other dropout on every device; on the first it is that of one device."""
         weights = {id(weight) for weight in self.model.weights}
-        seeds = [variable for variable in self.model.variables if id(variable) not in weights]
-        offset = tf.stack([device, 0])
-        with keras.StatelessScope([(seed, seed.value + tf.cast(offset, seed.dtype)) for seed in seeds]) as scope:
+        changing = self.model.non_trainable_variables
+        offsets = {id(seed): tf.cast([device, 0], seed.dtype) for seed in changing if id(seed) not in weights}
+        own = [(seed, seed.value + offsets[id(seed)]) for seed in changing if id(seed) in offsets]
+        with keras.StatelessScope(own) as scope:
             outputs = self(inputs, training=True)
-        for seed in seeds:
-            seed.assign(scope.get_current_value(seed) - tf.cast(offset, seed.dtype))
+        for variable in changing:
+            if (value := scope.get_current_value(variable)) is not None:
+                variable.assign(value - offsets.get(id(variable), 0))
         return outputs
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
