@@ -114,7 +114,7 @@ def _outcome(exit_code: int | None, log: Path) -> str:
         return "is finished: " + said[-1].partition("; next")[0]
     if exit_code < 0:
         return f"was killed (signal {-exit_code})"
-    errors = [line for line in said if line.startswith("error: ")]
+    errors = [line for line in said[-5:] if line.startswith("error: ")]  # before it are those of earlier tries
     return f"failed (exit code {exit_code}): {(errors or said or ['it said nothing'])[-1]}"
 
 
