@@ -212,7 +212,7 @@ def test_of_two_sweeps_in_one_folder_one_is_killed_and_the_other_does_its_trials
         assert killed.poll() is other.poll() is None
         time.sleep(0.2)
     os.kill(killed.pid, signal.SIGKILL)  # its worker ends with it
-    killed.wait()
+    killed.communicate()
     said = other.communicate(timeout=500)[0].decode()
     assert other.returncode == 0
     study = load(output)
