@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,8 +118,9 @@ def test_killed_parent_killed_child_and_ctrl_c_lose_nothing(cache_folder, tmp_pa
     def start(folder):
         command = [sys.executable, "-m", "experiments.train", *arguments(cache_folder, folder, "--seeds=0-2")]
         return subprocess.Popen(
-            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background jobs ignore
+        )  # fmt: skip
 
     def epochs():
         return sum(len(history_of(folder)) for folder in run_dir.glob("seed-?") if (folder / "history.json").exists())
