@@ -66,7 +66,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     program.run(
-        main,
-        define_flags,
-        "the same command, with --resume if it is without --seeds, goes on after the last finished epoch",
+        main, define_flags, "the same command with --resume, or with --seeds, goes on after the last finished epoch"
     )

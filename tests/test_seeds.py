@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,10 +116,11 @@ def test_killed_parent_killed_child_and_ctrl_c_lose_nothing(cache_folder, tmp_pa
 
     def start(folder):
         command = [sys.executable, "-m", "experiments.train", *arguments(cache_folder, folder, "--seeds=0-2")]
-        return subprocess.Popen(
-            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background jobs ignore
-        )  # fmt: skip
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+        signal.signal(signal.SIGINT, before)
+        return process
 
     def epochs():
         return sum(len(history_of(folder)) for folder in run_dir.glob("seed-?") if (folder / "history.json").exists())
