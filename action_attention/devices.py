@@ -33,9 +33,7 @@ def find_devices(asked: str) -> list[str]:
     there = [f"{kind}:{number}" for number in range(len(found))]
     count = len(there) if asked == "all" else int(asked)
     if count > len(there):
-        raise UserError(
-            f"--devices={asked}: this machine has {len(there)} ({', '.join(there)}); give at most that, or all"
-        )
+        raise UserError(f"--devices={asked}: this machine has {len(there)} ({', '.join(there)}); take fewer, or all")
     return there[:count] if count > 1 else []
 
 
