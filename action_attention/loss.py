@@ -21,7 +21,7 @@ def losses(attention_penalty: float = 0.0) -> dict[str, keras.losses.Loss]:
 
 @keras.saving.register_keras_serializable("action_attention")
 class FrameCrossEntropy(keras.losses.Loss):
-    """Cross-entropy of every real frame, averaged over a clip's real frames.
+    """Cross-entropy of every real frame, averaged over a clip's real frames; 0 for a clip without any.
 
     Call arguments:
         y_true: `(B, T)` class of each frame, `PADDING` for padded ones.
@@ -32,7 +32,7 @@ class FrameCrossEntropy(keras.losses.Loss):
         real = ops.cast(y_true >= 0, y_pred.dtype)
         labels = ops.cast(ops.maximum(y_true, 0), "int32")
         frames = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
-        return ops.sum(frames * real, axis=1) / ops.sum(real, axis=1)
+        return ops.sum(frames * real, axis=1) / ops.maximum(ops.sum(real, axis=1), 1)
 
 
 @keras.saving.register_keras_serializable("action_attention")

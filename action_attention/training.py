@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from tensorboard.plugins.hparams import api as hparams
 
 from action_attention.clips import Clips, check_flow, class_names
+from action_attention.devices import OnDevices, equal_shares, strategy_on
 from action_attention.errors import UserError
 from action_attention.evaluation import ReadFrames, confusion_png, draw_cards, predict_videos
 from action_attention.features import FeatureCache, write_json
@@ -51,6 +53,7 @@ def train(
     read_frames: ReadFrames | None = None,
     callbacks: list[keras.callbacks.Callback] | None = None,
     resume: bool = False,
+    devices: list[str] | None = None,
 ) -> dict[str, Any]:
     """Trains a model and fills a run directory.
 
@@ -65,6 +68,7 @@ def train(
         read_frames: name of a video -> its sampled frames (uint8 RGB) or None; for the pictures in TensorBoard.
         callbacks: further ones, called after an epoch's state is written.
         resume: go on from the last finished epoch of the run that is there.
+        devices: names of several devices that share every batch (`devices.find_devices`); without, there is one.
 
     Returns:
         the content of `run.json`.
@@ -84,7 +88,8 @@ def train(
     _check_memory(config, cache, split["train"], len(classes))
     keras.utils.set_random_seed(options.seed)
     tf.config.experimental.enable_op_determinism()
-    run = Run(Path(run_dir), {**describe(config.flat(), cache, split), **(about or {})}, split)
+    about = {**(about or {}), "devices": len(devices or [1])}
+    run = Run(Path(run_dir), {**describe(config.flat(), cache, split), **about}, split)
     with (
         locked(run.folder, f"another training is at work in {run_dir}; wait, or give another --run_dir"),
         enough_memory(f"{config.model} was trained in {run_dir}"),
@@ -102,10 +107,13 @@ def train(
         validation = Clips(cache, split["validation"], classes, options.clip_length, **cut)
         # what is saved carries weights only, no optimizer and no losses: it loads without the training code
         state = RunState(run, config, new_model(config, len(classes), *cache.cube_shapes))
-        model = new_model(config, len(classes), *cache.cube_shapes)
-        compile_model(model, config, steps)
-        with run.writing():
-            first_epoch = state.restore(model)
+        with strategy_on(*devices).scope() if devices else nullcontext():
+            model: keras.Model = new_model(config, len(classes), *cache.cube_shapes)
+            if devices:
+                model = OnDevices(model, state.best_model)
+            compile_model(model, config, steps)
+            with run.writing():
+                first_epoch = state.restore(model)
         if not state.finished(first_epoch):
             run.write()
             with run.writing():
@@ -120,8 +128,9 @@ def train(
                 "in memory" if training.in_memory else "streamed from the cache",
             )  # fmt: skip
             epochs = range(first_epoch, options.epochs)
+            batches = training.shuffled_batches(options.batch_size, options.seed, epochs)
             model.fit(
-                training.shuffled_batches(options.batch_size, options.seed, epochs),
+                equal_shares(batches, len(devices)) if devices else batches,
                 initial_epoch=first_epoch,
                 epochs=options.epochs,
                 steps_per_epoch=steps,
@@ -188,7 +197,7 @@ class Curves(keras.callbacks.Callback):
         self.run, self.writers = run, writers
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        numbers = {**logs, "learning_rate": float(self.model.optimizer.learning_rate)}
+        numbers = {**logs, "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))}
         with self.run.writing():
             for name, value in numbers.items():
                 with self.writers["validation" if name.startswith("val_") else "train"].as_default(epoch + 1):
@@ -241,7 +250,7 @@ class RunState(keras.callbacks.Callback):
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
 
-    def restore(self, model: ActionModel) -> int:
+    def restore(self, model: keras.Model) -> int:
         """Puts the last finished epoch's state into a freshly built model; returns the next epoch's number.
 
         Raises UserError if the state is damaged or of another version.

@@ -120,7 +120,7 @@ class Worker:
             if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise UserError(
                     f"{self.folder} is on a file system without hard links, which workers need to share it; give a "
-                    "--features folder on another one, or extract without --partition"
+                    "folder on another one (or extract without --partition)"
                 ) from error
             raise
         return True

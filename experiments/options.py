@@ -21,6 +21,7 @@ from data_prep.terminal import say, warn
 
 CONFIGS = Path(__file__).parent / "configs"
 PRESETS = ("recommended",)
+UNSAVED = ("resume", "run_dir", "import", "preset", "format", "devices", "seeds")  # no part of what a run is
 
 
 def define_data_flags() -> None:
@@ -127,7 +128,7 @@ def write_flags(run_dir: Path, resolved: dict[str, Any]) -> None:
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         value = resolved.get(flag.name, flag.value)
-        if value is not None and flag.name not in ("resume", "run_dir", "import", "preset", "format"):
+        if value is not None and flag.name not in UNSAVED:
             lines.append(f"--{flag.name}={str(value).lower() if isinstance(value, bool) else value}\n")
     with run.writing():
         run.flags_file.write_text("".join(lines))

@@ -7,19 +7,18 @@ random trials; one trial has the defaults. A trial trains on each of `--folds` p
 film) for `--epochs` epochs; its value is the video accuracy on the rest, averaged over the folds, in the epoch where
 that is best. A trial whose first fold lags behind the median is stopped early.
 
-`--output` holds `study.db` (all trials; the same command goes on with it), `sweep.md` (a table), `best.flags` (for
-`experiments.train --flagfile`, with all training videos) and `logs` (TensorBoard's HParams).
+`--output` holds `study.journal` (all trials; the same command goes on with it, on any machine that sees the folder, and
+on several at once), `sweep.md` (a table), `best.flags` (for `experiments.train --flagfile`, with all training videos)
+and `logs` (TensorBoard's HParams).
 """
 
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
-from action_attention.files import locked
 from action_attention.registry import Config, find_model, import_modules
 from action_attention.runs import Run
 from action_attention.settings import LogRange
@@ -42,14 +40,20 @@ from data_prep import program
 from data_prep.datasets import groups_of, made_lists
 from data_prep.splits import validation_folds
 from data_prep.terminal import say
+from data_prep.workers import Worker
 from experiments import options, text_table
+from experiments.processes import processes
 
 try:
     import optuna
+    from optuna.storages import journal
     from optuna.trial import TrialState
 except ModuleNotFoundError:  # an extra; `main` says so
     optuna = None  # type: ignore[assignment]
 
+JOURNAL = "study.journal"
+WORKERS = "workers"  # folder of the processes at work and of what they claimed
+POLL_SECONDS = 5.0
 RANDOM_TRIALS = 10
 WARM_UP_EPOCHS = 2  # no trial is stopped before
 
@@ -83,10 +87,18 @@ class Sweep:
     def scratch(self, number: int) -> Path:
         return self.output / f"trial-{number}"
 
-    def storage(self) -> "optuna.storages.RDBStorage":
-        """SQLite: what was committed survives a kill, and several processes may write."""
-        path = f"sqlite:///{(self.output / 'study.db').absolute()}"
-        return optuna.storages.RDBStorage(path, engine_kwargs={"connect_args": {"timeout": 60}})
+    @property
+    def workers(self) -> Path:
+        return self.output / WORKERS
+
+    def lock(self) -> "journal.JournalFileOpenLock":
+        """What lets one process of any machine append to the journal at a time, on NFS too."""
+        return journal.JournalFileOpenLock(str((self.output / JOURNAL).absolute()))
+
+    def storage(self) -> "optuna.storages.JournalStorage":
+        """What was appended survives a kill, and of two processes that finish the same trial the first one counts."""
+        backend = journal.JournalFileBackend(str((self.output / JOURNAL).absolute()), self.lock())
+        return optuna.storages.JournalStorage(backend)
 
 
 def finished(study: "optuna.Study") -> list:
@@ -95,11 +107,16 @@ def finished(study: "optuna.Study") -> list:
 
 
 def open_study(sweep: Sweep, identity: dict) -> "optuna.Study":
-    """The study in the output folder, a new one or that of an earlier run, whose half trials are set aside.
-
-    Raises UserError if the study there is another one.
-    """
-    study = optuna.create_study(storage=sweep.storage(), study_name="sweep", direction="maximize", load_if_exists=True)
+    """The study in the output folder, for one process at a time. Raises UserError if the study there is another one."""
+    if (earlier := sweep.output / "study.db").exists():
+        raise UserError(f"{earlier} is the sweep of an earlier version; use that version, or give another --output")
+    _mend(sweep)
+    try:
+        study = optuna.create_study(
+            storage=sweep.storage(), study_name="sweep", direction="maximize", load_if_exists=True
+        )
+    except ValueError as error:  # of JSON
+        raise UserError(f"{sweep.output / JOURNAL} is damaged ({error}); give another --output") from error
     there = study.user_attrs.get("identity", identity)
     for key, value in identity.items():
         if there[key] != value:
@@ -108,14 +125,24 @@ def open_study(sweep: Sweep, identity: dict) -> "optuna.Study":
                 "--output, or the same settings"
             )
     study.set_user_attr("identity", identity)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        shutil.rmtree(sweep.scratch(trial.number), ignore_errors=True)
     table = {name: sweep.config({}).flat()[name] for name in sweep.space}
-    waiting = study.get_trials(states=(TrialState.WAITING,))
-    if not waiting and all(trial.params != table for trial in finished(study)):
+    if all(_fixed(trial) != table for trial in study.get_trials() if trial.state != TrialState.FAIL):
         study.enqueue_trial(table)
     return study
+
+
+def _mend(sweep: Sweep) -> None:
+    """Cuts off half a line, which a full disk or a machine that went off may leave at the journal's end."""
+    path, lock = sweep.output / JOURNAL, sweep.lock()
+    lock.acquire()
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+    lock.release()
+
+
+def _fixed(trial: Any) -> dict:
+    """The values that it has because they were asked for, not drawn."""
+    return trial.system_attrs.get("fixed_params", {})
 
 
 def suggest(trial: "optuna.Trial", name: str, values: tuple | LogRange) -> Any:
@@ -157,38 +184,78 @@ class StopLagging(keras.callbacks.Callback):
             raise optuna.TrialPruned
 
 
-def work(sweep: Sweep, tickets: SimpleQueue) -> None:
-    """Runs one trial for each ticket, a number of which no two finished trials have the same, until one is None."""
-    cache = FeatureCache(sweep.features)
+def work(sweep: Sweep, trials: int) -> None:
+    """Runs trials until as many are finished, by this process or others on any machine.
+
+    Every finished trial has a ticket of `range(trials)`, no two the same. A worker claims one before it begins a trial;
+    the ticket of one that died is taken over.
+    """
+    cache, storage = FeatureCache(sweep.features), sweep.storage()
     pruner = optuna.pruners.MedianPruner(n_startup_trials=RANDOM_TRIALS // 2, n_warmup_steps=WARM_UP_EPOCHS)
-    for ticket in iter(tickets.get, None):
-        # a seed for each ticket: workers that begin together must not draw the same
-        sampler = optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_TRIALS, seed=1000 * sweep.seed + ticket, constant_liar=True
-        )
-        study = optuna.load_study(study_name="sweep", storage=sweep.storage(), sampler=sampler, pruner=pruner)
-
-        def objective(trial: optuna.Trial, ticket: int = ticket) -> float:
-            trial.set_user_attr("ticket", ticket)
-            return run_trial(trial, sweep, cache)
-
-        study.optimize(objective, n_trials=1)
+    study = optuna.load_study(study_name="sweep", storage=storage)
+    with Worker(sweep.workers) as worker:
+        while missing := missing_tickets(study, trials):
+            ticket = next((each for each in missing if worker.claim(f"ticket-{each}")), None)
+            if ticket is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            # a seed for each ticket: workers that begin together must not draw the same
+            sampler = optuna.samplers.TPESampler(
+                n_startup_trials=RANDOM_TRIALS, seed=1000 * sweep.seed + ticket, constant_liar=True
+            )
+            study = optuna.load_study(study_name="sweep", storage=storage, sampler=sampler, pruner=pruner)
+            if trial := begin(study, sweep, worker, ticket):
+                finish(study, trial, sweep, cache)
+            worker.release(f"ticket-{ticket}")
     cache.close()
 
 
-def worker_process(sweep: Sweep, tickets: SimpleQueue) -> None:
-    """`work` in a process of its own, which ends when its parent does, however that ended."""
+def begin(study: "optuna.Study", sweep: Sweep, worker: Worker, ticket: int) -> "optuna.Trial | None":
+    """A new trial with this ticket, None if one is finished. What a dead worker left of it is set aside: it counts
+    nowhere, and values that were asked for are asked for again."""
+    worker.wait_for("begin")  # so a trial that has no ticket yet is one whose worker died here
+    for half in study.get_trials(states=(TrialState.RUNNING,)):
+        if half.user_attrs.get("ticket", ticket) == ticket:
+            with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # it has ended after all
+                study.tell(half.number, state=TrialState.FAIL)
+                shutil.rmtree(sweep.scratch(half.number), ignore_errors=True)
+                if _fixed(half):
+                    study.enqueue_trial(_fixed(half))
+    trial = None
+    if ticket in missing_tickets(study, ticket + 1):
+        trial = study.ask()
+        trial.set_user_attr("ticket", ticket)
+    worker.release("begin")
+    return trial
 
-    def end_with_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-        os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def finish(study: "optuna.Study", trial: "optuna.Trial", sweep: Sweep, cache: FeatureCache) -> None:
+    """Runs a trial and writes down how it ended. Raises UserError if another worker set it aside meanwhile."""
+    taken = UserError(
+        f"trial {trial.number} was without a sign of life for so long that another worker runs it again; run the same "
+        "command again"
+    )
+    try:
+        value, state = run_trial(trial, sweep, cache), TrialState.COMPLETE
+    except optuna.TrialPruned:
+        value, state = None, TrialState.PRUNED
+    except optuna.exceptions.UpdateFinishedTrialError as error:
+        raise taken from error
+    except BaseException:
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        raise
+    try:
+        study.tell(trial, value, state)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
+        raise taken from error
+
+
+def worker_process(sweep: Sweep, trials: int) -> None:
+    """`work` in a process of its own."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         import_modules(sweep.imports)
-        work(sweep, tickets)
+        work(sweep, trials)
     except (UserError, OSError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)
@@ -200,29 +267,26 @@ def missing_tickets(study: "optuna.Study", trials: int) -> list[int]:
     return [ticket for ticket in range(trials) if ticket not in done]
 
 
-def search(sweep: Sweep, study: "optuna.Study", trials: int, workers: int) -> None:
+def search(sweep: Sweep, study: "optuna.Study", worker: Worker, trials: int, workers: int) -> None:
     """Lets worker processes run what is missing of `trials`, and keeps the table up to date meanwhile."""
-    missing = missing_tickets(study, trials)
-    workers = min(workers, len(missing))
+    workers = min(workers, len(missing_tickets(study, trials)))
     threads = str(max(1, (os.cpu_count() or 1) // max(1, workers)))
     os.environ.update(TF_NUM_INTRAOP_THREADS=threads, OMP_NUM_THREADS=threads, TF_FORCE_GPU_ALLOW_GROWTH="true")
-    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-    tickets = context.SimpleQueue()
-    for ticket in [*missing, *[None] * workers]:
-        tickets.put(ticket)
-    processes = [context.Process(target=worker_process, args=(sweep, tickets), daemon=True) for _ in range(workers)]
-    at_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers' too: Ctrl-C is for this process only
-    for process in processes:
-        process.start()
-    signal.signal(signal.SIGINT, at_interrupt)
-    with tqdm(total=trials, initial=len(finished(study)), unit=" trials", disable=None) as progress:
-        while alive := [process.sentinel for process in processes if process.is_alive()]:
+    with (
+        processes() as start,
+        tqdm(total=trials, initial=len(finished(study)), unit=" trials", disable=None) as progress,
+    ):
+        running = [start(worker_process, sweep, trials) for _ in range(workers)]
+        while alive := [process.sentinel for process in running if process.is_alive()]:
             connection.wait(alive, timeout=10)
-            if len(finished(study)) > progress.n:
+            if len(finished(study)) > progress.n and worker.claim("results"):
                 progress.update(len(finished(study)) - progress.n)
                 write_results(sweep, study)
+                worker.release("results")
+    worker.wait_for("results")
     write_results(sweep, study)
-    if any(process.exitcode for process in processes):
+    worker.release("results")
+    if any(process.exitcode for process in running):
         raise UserError(f"a worker died after {len(finished(study))} of {trials} trials; the same command goes on")
 
 
@@ -284,13 +348,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("workers", 1, "processes that train at the same time; they share the cores", lower_bound=1)
 
 
-def main() -> None:
-    if optuna is None:
-        raise UserError("a sweep needs Optuna, which is not installed: pip install optuna")
+def asked_for(cache: FeatureCache, output: Path) -> tuple[Sweep, dict[str, Any]]:
+    """The sweep that the flags ask for, and what makes it another one than others."""
     args = flags.FLAGS
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    cache, output = FeatureCache(Path(args.features)), Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
     given = {name: value for name, value in options.given_settings().items() if name != "epochs"}
     seed = given.pop("seed", 0)
     split, about = options.split_as_flagged(cache, output, seed, test=False)
@@ -306,10 +366,24 @@ def main() -> None:
                   tuple(args["import"].value or ()))  # fmt: skip
     identity = {"model": args.model, "features": cache.fingerprint, "split": about["split"], "folds": len(folds)}
     identity |= {"epochs": args.epochs, "seed": seed, "given": given, "searched": list(sweep.space)}
-    cache.close()
-    with locked(output, f"another sweep is at work in {output}; wait, or give another --output"):
+    return sweep, identity
+
+
+def main() -> None:
+    if optuna is None:
+        raise UserError("a sweep needs Optuna, which is not installed: pip install optuna")
+    args = flags.FLAGS
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    cache, output = FeatureCache(Path(args.features)), Path(args.output)
+    (output / WORKERS).mkdir(parents=True, exist_ok=True)
+    with Worker(output / WORKERS) as worker:
+        worker.sweep()
+        worker.wait_for("start")  # one at a time makes the lists and the study
+        sweep, identity = asked_for(cache, output)
+        cache.close()
         study = open_study(sweep, identity)
-        search(sweep, study, args.trials, args.workers)
+        worker.release("start")
+        search(sweep, study, worker, args.trials, args.workers)
     if not (output / "best.flags").exists():
         raise UserError(f"no trial in {output} was completed; is the learning rate too large?")
     text_table.show((output / "sweep.md").read_text())

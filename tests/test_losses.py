@@ -41,6 +41,12 @@ def test_penalty_counts_real_frames_only():
     assert float(AttentionPenalty(0.5)(mask, attention)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_clip_without_a_real_frame_adds_nothing_to_the_cross_entropy():
+    labels = np.array([[1, 1], [PADDING, PADDING]], np.int32)
+    loss = FrameCrossEntropy(reduction="none")(labels, np.zeros((2, 2, 4), np.float32))
+    np.testing.assert_allclose(loss, [np.log(4), 0], rtol=1e-6)
+
+
 def test_cross_entropy_of_uniform_logits_is_log_of_the_classes():
     labels = np.random.default_rng(0).integers(0, 51, (16, FRAMES))
     assert float(FrameCrossEntropy()(labels, np.zeros((16, FRAMES, 51), np.float32))) == pytest.approx(np.log(51))

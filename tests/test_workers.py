@@ -145,6 +145,6 @@ def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refused)
     with (
         Worker(tmp_path) as worker,
-        pytest.raises(UserError, match=r"without hard links, .*; give a --features folder"),
+        pytest.raises(UserError, match=r"without hard links, .*; give a folder on another one"),
     ):
         worker.claim("a")
