@@ -191,7 +191,7 @@ def _structure(path: Path, rng: random.Random) -> None:
     import h5py  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from action_attention.features import _head  # noqa: PLC0415
+    from action_attention.shards import _head  # noqa: PLC0415
 
     with h5py.File(path, "r+") as file:
         name, kind = rng.choice(("features", "videos", "rejects")), rng.randrange(9)

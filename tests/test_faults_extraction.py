@@ -14,7 +14,7 @@ import pytest
 from conftest import SPOILT, small_network, write_video
 from fuzz import CACHE_DAMAGE, CONTENT, FILES, Fuzz, content, sentence_of
 
-from action_attention.features import RESERVED_BYTES
+from action_attention.shards import RESERVED_BYTES
 from data_prep.extract import extract
 
 pytestmark = pytest.mark.slow

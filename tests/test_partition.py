@@ -22,7 +22,8 @@ from absl import flags
 from conftest import small_network, write_video
 
 from action_attention.errors import UserError
-from action_attention.features import FeatureCache, ShardWriter
+from action_attention.features import FeatureCache
+from action_attention.shards import ShardWriter
 from data_prep.extract import define_flags, extract
 from data_prep.partition import PLAN_FILE, Partition, merge
 from data_prep.workers import Worker
