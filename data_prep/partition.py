@@ -115,8 +115,8 @@ def work(
             said = f"worker {partition} made {made} of its {len(mine)} shards now"
             if not _is_merged(folder, wanted, shards.values()):
                 write(True)
-                if missing := sum(not path.exists() for path in wanted):
-                    return f"{said}; the cache lacks {missing} of {len(wanted)}, which other workers make"
+                if missing := wanted.keys() - shard_paths(folder):
+                    return f"{said}; the cache lacks {len(missing)} of {len(wanted)}, which other workers make"
                 _merge(worker, wanted, shards.values())
     return f"{said}; all {len(wanted)} of the cache are there, and its index is made"
 
@@ -233,7 +233,7 @@ def _is_merged(folder: Path, wanted: Collection[Path], shards: Iterable[Shard]) 
     except (FileNotFoundError, ValueError):
         return False
     listed = {entry["file"]: entry["features_sha256"] for entry in index["shards"]}
-    same = listed.keys() == {path.name for path in wanted} and all(path.exists() for path in wanted)
+    same = listed.keys() == {path.name for path in wanted} and not {*wanted}.difference(shard_paths(folder))
     same = same and all(listed[shard.path.name] == shard.sha256 for shard in shards)
     return same and index["complete"] and not _indexes(folder)
 

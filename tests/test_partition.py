@@ -328,6 +328,19 @@ def test_flags_that_workers_cannot_have_together(tmp_path, flags, said):
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def given_flags(arguments: list[str]) -> flags.FlagValues:
+    """What the flags of the extraction are, as it parses these arguments."""
+    given = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", given)
+        for define in ("string", "bool", "float", "integer", "enum"):
+            of_flags = getattr(flags, f"DEFINE_{define}")
+            patch.setattr(flags, f"DEFINE_{define}", partial(of_flags, flag_values=given))
+        define_flags()
+    assert given(["extract", *arguments]) == ["extract"]
+    return given
+
+
 def test_the_kubernetes_file_is_an_indexed_job_whose_flags_fit_it():
     job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
@@ -343,15 +356,7 @@ def test_the_kubernetes_file_is_an_indexed_job_whose_flags_fit_it():
     assert (program, PROGRAMS[name][0]) == ("action-attention", "data_prep.extract")
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert {volume["name"] for volume in pod["volumes"]} == mounted.keys()
-    given = flags.FlagValues()
-    # the very flags of the program, parsed as it parses them
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", given)
-        for define in ("string", "bool", "float", "integer", "enum"):
-            of_flags = getattr(flags, f"DEFINE_{define}")
-            patch.setattr(flags, f"DEFINE_{define}", partial(of_flags, flag_values=given))
-        define_flags()
-    assert given([name, *container["args"]]) == [name]
+    given = given_flags(container["args"])
     assert all(Path(path).is_relative_to(mounted["media"]) for path in (given.videos, given.features))
     assert given["precision"].present
     last = {"JOB_COMPLETION_INDEX": str(spec["completions"] - 1)}
