@@ -20,13 +20,13 @@ START_SECONDS = 15  # imports, network, decoder's process
 SERVER_BYTES = 1.25e9  # a second, to and from all workers: one link of 10 Gbit/s
 SERVER_OPERATIONS = 20_000  # on files, a second
 
-CLIP_OPERATIONS = 8  # open, stat, read and close by the sum of bytes and by the decoder
-SHARD_OPERATIONS = 60  # claim, temporary file, rename, check, the worker's index
+CLIP_OPERATIONS = 14  # that strace counts: stat, open, fstat, close, for the sum of bytes and for decoding
+SHARD_OPERATIONS = 90  # likewise: claim, temporary file, rename, check, the worker's index
 LIST_OPERATIONS = 2 * CLIPS / 100  # the videos' folders are read twice, some hundred names at a time
 SWEEP_OPERATIONS = 8  # of a worker's start, for each other worker that is alive: its file and its claim
 NAME_BYTES = 45  # of a video in partition.json, which each worker reads
 LINE_BYTES = 200  # of a video in the workers' indexes, which are written once, read and merged
-MERGE_SECONDS = 40e-6  # of a core, a video
+MERGE_SECONDS = 20e-6  # of a core, a video
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def estimate(workers: int, ray: bool = False) -> Estimate:
 
 
 def main() -> None:
-    print(
-        "| workers | compute | transfers | operations | starts | index | all | of 1 worker's speed, each | with Ray |"
-    )
+    print("| workers | compute | transfers | operations | starts | index | all | efficiency | all, with Ray |")
     print("|---|---|---|---|---|---|---|---|---|")
     alone = estimate(1).total
     for workers in (1, 4, 16, 64, 128, 256, 512, 1000):

@@ -2,23 +2,26 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import forked
 import pytest
+import yaml
 from conftest import small_network, write_video
-from test_partition import EXAMPLES, content, stamps
+from test_partition import EXAMPLES, content, given_flags, stamps
 
 from action_attention.untrusted import read_json
 from data_prep.extract import extract
-from data_prep.workers import OWNER
+from data_prep.workers import OWNER, _started
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed: pip install '.[ray]'")
 KILLS = int(os.environ.get("FAULTS_KILLS", "12"))
@@ -61,8 +64,7 @@ from data_prep.ray_engine import Cluster
 import_modules(["slow"])
 build = partial(build_backbone, "small", "imagenet", "float32")
 cluster = Cluster(build, ("slow",), cpus=1)
-done = extract(Path(sys.argv[1]), Path(sys.argv[2]), build(), shard_videos=int(sys.argv[3]), cluster=cluster)
-print(done.videos, done.rejected)
+extract(Path(sys.argv[1]), Path(sys.argv[2]), build(), shard_videos=int(sys.argv[3]), cluster=cluster)
 """
 
 
@@ -80,9 +82,20 @@ def environment(tmp_path):
     return os.environ | added | {"RAY_worker_niceness": "0"}  # by default an actor gives way to whatever else runs
 
 
-def start(environment, videos, folder, shard_videos=SHARD_VIDEOS, log=subprocess.DEVNULL):
-    command = [sys.executable, "-c", DRIVER, videos, folder, str(shard_videos)]
-    return subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
+@pytest.fixture
+def start(environment):
+    """Starts a driver; none is left running."""
+    drivers = []
+
+    def start(videos, folder):
+        command = [sys.executable, "-c", DRIVER, videos, folder, str(SHARD_VIDEOS)]
+        drivers.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.kill()
+        driver.wait()
 
 
 def finished(tmp_path):
@@ -94,10 +107,9 @@ def actors(folder, driver):
     """Processes, other than the driver, that hold a shard now."""
     found = set()
     for lock in folder.glob("shard-*.lock"):
-        try:
-            found.add(read_json(lock, OWNER)["pid"])
-        except (FileNotFoundError, ValueError):
-            continue
+        with suppress(FileNotFoundError, ValueError):
+            owner = read_json(lock, OWNER)
+            found |= {owner["pid"]} if _started(owner["pid"]) == owner["started"] else set()
     return sorted(found - {driver.pid})
 
 
@@ -152,7 +164,7 @@ def test_the_program_makes_the_cache_of_one_worker(videos, small, environment, t
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # each driver starts Ray and imports TensorFlow anew, as does each actor
-def test_actors_and_drivers_killed_at_random_moments(small, environment, tmp_path, fault):
+def test_actors_and_drivers_killed_at_random_moments(small, environment, start, tmp_path, fault):
     """Two of three times an actor that holds a shard, else the driver, which is then started again; SIGKILL each."""
     videos, rng, kills, rounds = tmp_path / "videos", random.Random(0), Counter(), 0
     for number in range(24):
@@ -163,7 +175,7 @@ def test_actors_and_drivers_killed_at_random_moments(small, environment, tmp_pat
     while kills.total() < KILLS or len(kills) < 2:
         folder, before = tmp_path / f"round{rounds}", finished(tmp_path)
         rounds += 1
-        driver, seen = start(environment, videos, folder), {}
+        driver, seen = start(videos, folder), {}
         while driver.poll() is None:
             more, deadline = len(seen) + rng.randrange(2), time.monotonic() + 600
             while driver.poll() is None and not (len(stamps(folder)) >= more and actors(folder, driver)):
@@ -171,13 +183,14 @@ def test_actors_and_drivers_killed_at_random_moments(small, environment, tmp_pat
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 1))
             if rng.randrange(3) and (holders := actors(folder, driver)):
-                os.kill(rng.choice(holders), signal.SIGKILL)
-                kills["actors"] += 1
+                with suppress(ProcessLookupError):
+                    os.kill(rng.choice(holders), signal.SIGKILL)
+                    kills["actors"] += 1
             elif driver.poll() is None:
                 driver.kill()
                 driver.wait()
                 kills["drivers"] += 1
-                driver = start(environment, videos, folder)
+                driver = start(videos, folder)
             now = stamps(folder)
             assert seen.items() <= now.items(), "a finished shard was touched"
             seen = now
@@ -191,3 +204,31 @@ def test_actors_and_drivers_killed_at_random_moments(small, environment, tmp_pat
         f"{kills['actors']} actors, {kills['drivers']} drivers; {rounds} caches, byte for byte those of one worker; no "
         "finished shard touched, no leftovers",
     )  # fmt: skip
+
+
+def cluster_file():
+    return yaml.safe_load((EXAMPLES / "ray_cluster.yaml").read_text())
+
+
+def test_the_cluster_file_starts_ray_without_statistics_and_dashboard_and_its_comment_the_extraction():
+    cluster, text = cluster_file(), (EXAMPLES / "ray_cluster.yaml").read_text()
+    assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
+    (head_stops, head), (stops, worker) = cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]
+    assert head_stops == stops
+    assert stops.endswith("/.venv/bin/ray stop")
+    for command in (head, worker):
+        assert command.startswith(f"RAY_USAGE_STATS_ENABLED=0 {stops.removesuffix('stop')}start ")
+    assert "--include-dashboard=False" in head.split()
+    comment = text.partition("cluster_name")[0].replace("\n#", "")
+    program, _, module, *arguments = re.search(r"&& (.*?)'", comment)[1].split()
+    assert (program, module) == (".venv/bin/python", "data_prep.extract")
+    given = given_flags(arguments)
+    assert (given.engine, given.ray_address, given["precision"].present) == ("ray", "auto", True)
+
+
+@needs_ray
+def test_ray_itself_takes_the_cluster_file(monkeypatch):
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    util.validate_config(util.prepare_config(cluster_file()))
+    with pytest.raises(Exception, match="worker_start_commands"):
+        util.validate_config(util.prepare_config(cluster_file() | {"worker_start_commands": []}))
