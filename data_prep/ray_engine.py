@@ -39,7 +39,7 @@ class Cluster:
         build: makes the network.
         modules: to be imported before.
         address: of a running cluster; None for one on this machine, which ends with the extraction.
-        cpus: cores of each actor; those of the smallest machine if that has fewer.
+        cpus: cores of each actor; those of the largest machine if it has fewer.
     """
 
     build: Callable[[], Backbone]
@@ -92,17 +92,16 @@ def work(
         agree(worker, pipeline, names, shard_videos)
         room, resources = _room(ray, cluster.cpus)
         count = min(room, len(wanted))
-        maker, cpus = ray.remote(Maker).options(**resources), resources["num_cpus"]
-        shards: dict[Path, Shard] = {}
+        maker, shards = ray.remote(Maker).options(**resources), dict[Path, Shard]()
 
         def new() -> Any:
-            return maker.remote(cluster, pipeline.settings, arguments | {"videos": source}, cpus)
+            return maker.remote(cluster, pipeline.settings, arguments | {"videos": source}, resources["num_cpus"])
 
         with (
             writing(folder, shards),
             tqdm(total=len(names), unit="video", disable=None, dynamic_ncols=True) as progress,
         ):
-            for path, (tables, done) in _results(ray, new, min(count, len(wanted)), wanted):
+            for path, (tables, done) in _results(ray, new, count, wanted):
                 shards[path] = Shard(path, tables)
                 summary.add(done)
                 progress.update(len(wanted[path]))
@@ -115,6 +114,7 @@ def work(
             summary.network_seconds /= count
             worker.wait_for("merge")
             finish(worker, [shards[path] for path in wanted], source, passed_over)
+            worker.sweep()
             worker.release("merge")
 
 
@@ -145,13 +145,14 @@ def _connected(address: str | None) -> Iterator[Any]:
 
 def _room(ray: Any, cpus: int) -> tuple[int, dict[str, int]]:
     """How many actors the cluster has room for, and what each takes of it: a GPU if there are any, else cores."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    if not machines:
-        raise UserError("no machine of the Ray cluster has a free core; add one that has")
-    cpus = min(cpus, *(int(machine["CPU"]) for machine in machines))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    cpus = min(cpus, max(cores, default=0))
+    if not cpus:
+        raise UserError("no machine of the Ray cluster offers a core; start one with `ray start --num-cpus`")
     if gpus := int(sum(machine.get("GPU", 0) for machine in machines)):
         return gpus, {"num_cpus": cpus, "num_gpus": 1}
-    return sum(int(machine["CPU"]) // cpus for machine in machines), {"num_cpus": cpus}
+    return sum(number // cpus for number in cores), {"num_cpus": cpus}
 
 
 def _results(

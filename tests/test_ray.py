@@ -1,116 +1,19 @@
-"""Extraction by the actors of a Ray cluster: whoever dies, it is the cache that one worker makes."""
+"""Extraction by the actors of a Ray cluster, on a stand-in for Ray; on Ray itself: tests/test_faults_ray.py."""
 
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
+from functools import partial
+from types import SimpleNamespace
 
 import forked
 import pytest
 import yaml
-from conftest import small_network, write_video
-from test_partition import EXAMPLES, content, given_flags, stamps
+from test_partition import EXAMPLES, SHARD_VIDEOS, content, given_flags, stamps
 
-from action_attention.untrusted import read_json
-from data_prep.extract import extract
-from data_prep.workers import OWNER, _started
-
-needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed: pip install '.[ray]'")
-KILLS = int(os.environ.get("FAULTS_KILLS", "12"))
-SHARD_VIDEOS = 2
-# A module for --import, in each process: the small network, slowly, and a note of each shard that was finished
-SLOW = """
-import os, time
-from dataclasses import replace
-from conftest import small_network
-from action_attention.registry import register_backbone
-from action_attention.shards import ShardWriter
-
-class Slow:
-    def __init__(self, model):
-        self.model, self.input_shape, self.output_shape = model, model.input_shape, model.output_shape
-        self.get_weights = model.get_weights
-
-    def predict_on_batch(self, frames):
-        time.sleep(float(os.environ["SLOW_SECONDS"]))
-        return self.model.predict_on_batch(frames)
-
-def noted(writer):
-    commit(writer)
-    with open(os.environ["FINISHED"], "a") as file:
-        file.write(f"{writer.path.name}\\n")
-
-network, commit = small_network(), ShardWriter.commit
-ShardWriter.commit = noted
-slow = replace(network, name="small one", model=Slow(network.model))
-register_backbone("small")(lambda weights, precision: slow)
-"""
-DRIVER = """
-import sys
-from functools import partial
-from pathlib import Path
-from action_attention.registry import import_modules
-from data_prep.backbones import build_backbone
+from action_attention.errors import UserError
 from data_prep.extract import extract
 from data_prep.ray_engine import Cluster
-import_modules(["slow"])
-build = partial(build_backbone, "small", "imagenet", "float32")
-cluster = Cluster(build, ("slow",), cpus=1)
-extract(Path(sys.argv[1]), Path(sys.argv[2]), build(), shard_videos=int(sys.argv[3]), cluster=cluster)
-"""
-
-
-@pytest.fixture(scope="module")
-def small():
-    return replace(small_network(), name="small one")
-
-
-@pytest.fixture
-def environment(tmp_path):
-    """Of a driver, and so of its actors; what they finish is noted in `finished.txt`."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    path = [str(tmp_path), str(Path(__file__).parent), str(EXAMPLES.parent), *sys.path]
-    added = {"PYTHONPATH": os.pathsep.join(path), "FINISHED": str(tmp_path / "finished.txt"), "SLOW_SECONDS": "0"}
-    return os.environ | added | {"RAY_worker_niceness": "0"}  # by default an actor gives way to whatever else runs
-
-
-@pytest.fixture
-def start(environment):
-    """Starts a driver; none is left running."""
-    drivers = []
-
-    def start(videos, folder):
-        command = [sys.executable, "-c", DRIVER, videos, folder, str(SHARD_VIDEOS)]
-        drivers.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        driver.kill()
-        driver.wait()
-
-
-def finished(tmp_path):
-    file = tmp_path / "finished.txt"
-    return Counter(file.read_text().split() if file.exists() else [])
-
-
-def actors(folder, driver):
-    """Processes, other than the driver, that hold a shard now."""
-    found = set()
-    for lock in folder.glob("shard-*.lock"):
-        with suppress(FileNotFoundError, ValueError):
-            owner = read_json(lock, OWNER)
-            found |= {owner["pid"]} if _started(owner["pid"]) == owner["started"] else set()
-    return sorted(found - {driver.pid})
 
 
 def test_without_ray_one_sentence_names_the_extra(tmp_path, monkeypatch):
@@ -143,67 +46,118 @@ def test_flags_that_do_not_go_together(tmp_path, given, said):
     assert "Traceback" not in done.stderr
 
 
-@needs_ray
-@pytest.mark.slow
-def test_the_program_makes_the_cache_of_one_worker(videos, small, environment, tmp_path):
-    extract(videos, tmp_path / "alone", small)
-    command = [
-        sys.executable, "-m", "data_prep.extract", "--engine=ray", "--ray_cpus=1", "--import=slow", "--backbone=small",
-        "--precision=float32", f"--videos={videos}", f"--features={tmp_path}/features",
-    ]  # fmt: skip
-    for _ in range(2):
-        done = subprocess.run(
-            command, env=environment, cwd=EXAMPLES.parent, text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert content(tmp_path / "features") == content(tmp_path / "alone")
-        assert done.stdout.splitlines()[-1].startswith("1 videos could not be used")
-    assert finished(tmp_path) == {"shard-00000.h5": 1}
+class InsteadOfRay:
+    """What the engine uses of Ray, in this process: a call is made when its result is asked for.
+
+    Each of `deaths`, places in the order of all calls, is an actor that dies before it does what it was called for.
+    """
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            def __init__(self, cause):
+                self.cause = cause
+
+    def __init__(self, machines, deaths=()):
+        self.machines, self.deaths, self.calls, self.resources, self.ended = machines, {*deaths}, [], None, False
+
+    def init(self, address, **options):
+        self.address, self.options = address, options
+
+    def shutdown(self):
+        self.ended = True
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": machine} for machine in self.machines]
+
+    def remote(self, actor):
+        def options(**resources):
+            self.resources = resources
+            return SimpleNamespace(remote=lambda *arguments: self._handle(actor(*arguments)))
+
+        return SimpleNamespace(options=options)
+
+    def _handle(self, actor):
+        def call(method):
+            return SimpleNamespace(remote=lambda *arguments: partial(self._call, getattr(actor, method), arguments))
+
+        return SimpleNamespace(start=call("start"), make=call("make"))
+
+    def _call(self, method, arguments):
+        self.calls.append((method.__name__, *(argument.name for argument in arguments[:1])))
+        if len(self.calls) - 1 in self.deaths:
+            raise self.exceptions.RayError("the worker died")
+        try:
+            return method(*arguments)
+        except Exception as error:
+            raise self.exceptions.RayTaskError(error) from error
+
+    def wait(self, references, num_returns):
+        return [references[-1]], references[:-1]
+
+    def get(self, reference):
+        return reference()
 
 
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.timeout(3600)  # each driver starts Ray and imports TensorFlow anew, as does each actor
-def test_actors_and_drivers_killed_at_random_moments(small, environment, start, tmp_path, fault):
-    """Two of three times an actor that holds a shard, else the driver, which is then started again; SIGKILL each."""
-    videos, rng, kills, rounds = tmp_path / "videos", random.Random(0), Counter(), 0
-    for number in range(24):
-        write_video(videos / f"class{number % 3}" / f"v{number:02}.avi", 20 + 10 * (number % 3), seed=number)
-    (videos / "class0" / "w.avi").write_text("no video")
-    extract(videos, tmp_path / "whole", small, shard_videos=SHARD_VIDEOS)
-    environment["SLOW_SECONDS"] = "0.5"
-    while kills.total() < KILLS or len(kills) < 2:
-        folder, before = tmp_path / f"round{rounds}", finished(tmp_path)
-        rounds += 1
-        driver, seen = start(videos, folder), {}
-        while driver.poll() is None:
-            more, deadline = len(seen) + rng.randrange(2), time.monotonic() + 600
-            while driver.poll() is None and not (len(stamps(folder)) >= more and actors(folder, driver)):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 1))
-            if rng.randrange(3) and (holders := actors(folder, driver)):
-                with suppress(ProcessLookupError):
-                    os.kill(rng.choice(holders), signal.SIGKILL)
-                    kills["actors"] += 1
-            elif driver.poll() is None:
-                driver.kill()
-                driver.wait()
-                kills["drivers"] += 1
-                driver = start(videos, folder)
-            now = stamps(folder)
-            assert seen.items() <= now.items(), "a finished shard was touched"
-            seen = now
-        assert driver.returncode == 0
-        assert content(folder) == content(tmp_path / "whole")
-        assert max((finished(tmp_path) - before).values()) == 1
-    fault(
-        "actors of Ray that hold a shard, and its driver, killed (SIGKILL) at random moments", kills.total(),
-        "it goes on, the driver when it is started again; no shard is made twice to its end; the cache is that of one "
-        "worker",
-        f"{kills['actors']} actors, {kills['drivers']} drivers; {rounds} caches, byte for byte those of one worker; no "
-        "finished shard touched, no leftovers",
-    )  # fmt: skip
+@pytest.fixture
+def extracted(videos, network, tmp_path, monkeypatch):
+    """Extracts by a given stand-in for Ray."""
+    monkeypatch.setattr("tensorflow.config.threading.set_intra_op_parallelism_threads", lambda _: None)
+
+    def by(ray, build=lambda: network, **options):
+        monkeypatch.setattr("data_prep.ray_engine.import_module", lambda _: ray)
+        cluster = Cluster(build, **options)
+        return extract(videos, tmp_path / "features", network, shard_videos=SHARD_VIDEOS, cluster=cluster)
+
+    return by
+
+
+def test_whichever_actors_die_the_shards_are_those_of_one_worker(videos, network, extracted, tmp_path):
+    (videos / "nod" / "notes.txt").touch()  # is passed over
+    extract(videos, tmp_path / "alone", network, shard_videos=SHARD_VIDEOS)
+    ray = InsteadOfRay([{"CPU": 2.0}, {"CPU": 5.0}, {}], deaths=[0, 3, 4, 5, 8])
+    done = extracted(ray, cpus=2)
+    (videos / "nod" / "notes.txt").unlink()
+    assert content(tmp_path / "features") == content(tmp_path / "alone")
+    assert (done.videos, done.rejected, ray.resources, ray.ended) == (13, 1, {"num_cpus": 2}, True)
+    assert (ray.address, ray.options["include_dashboard"]) == ("local", False)
+    made = Counter(call for call in ray.calls if call[0] == "make")
+    assert len(made) == 7
+    assert made.total() + sum(call == ("start",) for call in ray.calls) == 7 + 3 + 2 * len(ray.deaths)
+    again = InsteadOfRay([{"CPU": 2.0}])
+    stamped = stamps(tmp_path / "features")
+    assert extracted(again).videos == 0
+    assert stamps(tmp_path / "features") == stamped
+
+
+def test_actors_take_a_gpu_each_where_there_are_any_and_a_given_address_is_used(extracted):
+    ray = InsteadOfRay([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}])
+    extracted(ray, address="auto", cpus=16)
+    assert (ray.address, ray.resources) == ("auto", {"num_cpus": 8, "num_gpus": 1})
+    assert "include_dashboard" not in ray.options
+    assert ray.calls.count(("start",)) == 2
+
+
+@pytest.mark.parametrize(
+    ("machines", "deaths", "said"),
+    [([{}], [], "no machine of the Ray cluster offers a core"),
+     ([{"CPU": 1.0}], range(5), r"5 actors died at their start \(the worker died\)"),
+     ([{"CPU": 1.0}], range(1, 10, 2), r"5 actors died of .*shard-00000\.h5 \(the worker died\); see that their")],
+)  # fmt: skip
+def test_a_cluster_that_cannot_do_it_is_one_sentence(extracted, tmp_path, machines, deaths, said):
+    ray = InsteadOfRay(machines, deaths)
+    with pytest.raises(UserError, match=said):
+        extracted(ray)
+    assert ray.ended
+    assert not list((tmp_path / "features").glob("*.part"))
+
+
+def test_an_actor_whose_network_is_another_one_is_refused(extracted, network):
+    said = r"the network on \S+ differs from the driver's in precision; install the same versions and weights"
+    with pytest.raises(UserError, match=said):
+        extracted(InsteadOfRay([{"CPU": 1.0}]), lambda: replace(network, precision="bfloat16"))
 
 
 def cluster_file():
@@ -226,9 +180,8 @@ def test_the_cluster_file_starts_ray_without_statistics_and_dashboard_and_its_co
     assert (given.engine, given.ray_address, given["precision"].present) == ("ray", "auto", True)
 
 
-@needs_ray
-def test_ray_itself_takes_the_cluster_file(monkeypatch):
-    util = pytest.importorskip("ray.autoscaler._private.util")
+def test_ray_itself_takes_the_cluster_file():
+    util = pytest.importorskip("ray.autoscaler._private.util", reason="Ray is not installed")
     util.validate_config(util.prepare_config(cluster_file()))
     with pytest.raises(Exception, match="worker_start_commands"):
         util.validate_config(util.prepare_config(cluster_file() | {"worker_start_commands": []}))
