@@ -17,7 +17,8 @@ import numpy as np
 
 from action_attention.errors import UserError
 from action_attention.files import check_plain, file_sha256, written_whole
-from action_attention.shards import DamagedError, Shard, Tables, are_finite
+from action_attention.shards import DamagedError, Shard
+from action_attention.tables import Tables, are_finite
 from action_attention.untrusted import read_json
 
 MIRRORED = "mirrored"  # folder of a flow cache that holds the cache of the stream mirrored_flow

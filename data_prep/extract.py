@@ -26,7 +26,8 @@ from tqdm import tqdm
 from action_attention.errors import UserError, remedy
 from action_attention.features import MIRRORED, FeatureCache, shard_paths, write_index
 from action_attention.files import locked
-from action_attention.shards import FILTERS, STREAMS, Shard, ShardWriter, Video
+from action_attention.shards import FILTERS, Shard, ShardWriter
+from action_attention.tables import STREAMS, Video
 from data_prep import program, ray_engine
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
@@ -233,14 +234,14 @@ def _partition(args: flags.FlagValues) -> Partition | None:
     for name in ("prune", "motion_only"):
         if args[name].value:
             raise UserError(f"--{name} is not for workers; run it without --{shared}")
-    if args.engine == "ray":
-        ray_engine.check_installed()
     partition = Partition.parse(args.partition, os.environ) if args.partition is not None else None
     if (not partition or partition.count > 1) and not args["precision"].present:
         raise UserError(
             f"--{shared} needs --precision: by default each machine takes the one that is fast on it, and the features "
             "must be the same on all; give --precision=float32, or bfloat16, to all workers"
         )
+    if args.engine == "ray":
+        ray_engine.check_installed()
     return partition
 
 

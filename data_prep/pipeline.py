@@ -16,7 +16,8 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from action_attention.shards import HASH_BYTES, Shard, ShardWriter, Video, are_finite
+from action_attention.shards import Shard, ShardWriter
+from action_attention.tables import HASH_BYTES, Video, are_finite
 from data_prep.backbones import Backbone
 from data_prep.decoder import Decoder
 from data_prep.flow import PICTURES

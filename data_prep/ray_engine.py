@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from action_attention.errors import UserError, first_line
 from action_attention.registry import import_modules
-from action_attention.shards import Shard, Tables
+from action_attention.shards import Shard
+from action_attention.tables import Tables
 from data_prep.backbones import Backbone
 from data_prep.partition import agree, finish, make_missing, shards_of, whole_of
 from data_prep.pipeline import Pipeline, Summary, warn_of

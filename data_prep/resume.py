@@ -9,7 +9,8 @@ from absl import logging
 from action_attention.errors import UserError, remedy
 from action_attention.features import listed_sha256, open_shards, with_stream
 from action_attention.files import file_sha256
-from action_attention.shards import DamagedError, Shard, Video
+from action_attention.shards import DamagedError, Shard
+from action_attention.tables import Video
 
 
 def whole_shards(paths: list[Path]) -> list[Shard]:

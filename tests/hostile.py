@@ -11,7 +11,8 @@ import numpy as np
 
 from action_attention import shards
 from action_attention.features import FeatureCache, shard_paths, write_index
-from action_attention.shards import Shard, Video
+from action_attention.shards import Shard
+from action_attention.tables import Video
 from tests.test_features import write_shard
 
 CUBE = (2, 3, 4)

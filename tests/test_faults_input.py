@@ -28,7 +28,7 @@ from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
 from action_attention.registry import Config
 from action_attention.runs import Run
-from action_attention.shards import SETTINGS
+from action_attention.tables import SETTINGS
 from action_attention.training import new_model, train
 from data_prep import hmdb51, pipeline
 from data_prep.backbones import build_backbone

@@ -11,7 +11,8 @@ import pytest
 
 from action_attention.errors import UserError
 from action_attention.features import ArrayFeatures, FeatureCache, write_index, write_json
-from action_attention.shards import FILTERS, HEAD_BYTES, DamagedError, Shard, ShardWriter, Video
+from action_attention.shards import FILTERS, HEAD_BYTES, DamagedError, Shard, ShardWriter
+from action_attention.tables import Video
 
 SETTINGS = {
     "schema_version": 1, "backbone": "VGG16 block5_pool", "weights": "random", "weights_sha256": "0" * 64,

@@ -26,7 +26,8 @@ from action_attention.models import build_model
 from action_attention.registry import Config, model_names
 from action_attention.runs import Run, files_digest
 from action_attention.settings import Training
-from action_attention.shards import DamagedError, Shard, ShardWriter, Video, are_finite
+from action_attention.shards import DamagedError, Shard, ShardWriter
+from action_attention.tables import Video, are_finite
 from action_attention.training import new_model, train
 from action_attention.untrusted import check_arrays, complaint, parse_json, read_npz
 from data_prep.splits import read_lists

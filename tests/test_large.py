@@ -17,7 +17,8 @@ from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache, write_index
 from action_attention.files import file_sha256
-from action_attention.shards import CHUNK_FRAMES, Shard, ShardWriter, Tables, Video
+from action_attention.shards import CHUNK_FRAMES, Shard, ShardWriter
+from action_attention.tables import Tables, Video
 from tests import hostile
 
 VIDEOS = 60  # of a shard

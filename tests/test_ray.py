@@ -22,7 +22,9 @@ def test_without_ray_one_sentence_names_the_extra(tmp_path, monkeypatch):
         prepare=without_ray,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "error: --engine=ray needs Ray: pip install 'action_attention[ray]', or leave it out\n"
+    said = "error: --engine=ray needs Ray: pip install 'action_attention[ray]', or leave it out"
+    assert done.stderr.splitlines()[-1] == said
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "f").exists()
 
 
@@ -95,7 +97,7 @@ class InsteadOfRay:
             raise self.exceptions.RayTaskError(error) from error
 
     def wait(self, references, num_returns):
-        return [references[-1]], references[:-1]
+        return references[:1], references[1:]
 
     def get(self, reference):
         return reference()
@@ -123,9 +125,11 @@ def test_whichever_actors_die_the_shards_are_those_of_one_worker(videos, network
     assert content(tmp_path / "features") == content(tmp_path / "alone")
     assert (done.videos, done.rejected, ray.resources, ray.ended) == (13, 1, {"num_cpus": 2}, True)
     assert (ray.address, ray.options["include_dashboard"]) == ("local", False)
-    made = Counter(call for call in ray.calls if call[0] == "make")
-    assert len(made) == 7
-    assert made.total() + sum(call == ("start",) for call in ray.calls) == 7 + 3 + 2 * len(ray.deaths)
+    called, died = (
+        Counter(name for name, *_ in calls) for calls in (ray.calls, map(ray.calls.__getitem__, ray.deaths))
+    )
+    assert min(died["start"], died["make"]) > 0
+    assert called == {"start": 3 + len(ray.deaths), "make": 7 + died["make"]}
     again = InsteadOfRay([{"CPU": 2.0}])
     stamped = stamps(tmp_path / "features")
     assert extracted(again).videos == 0
