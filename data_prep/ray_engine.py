@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
 from action_attention.errors import UserError, first_line
@@ -181,11 +182,10 @@ def _results(
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except ray.exceptions.RayError as error:
             tries[path] += 1
+            said = f"{tries[path]} actors died {f'of {path}' if path else 'at their start'} ({first_line(error)})"
             if tries[path] == TRIES:
-                what = f"{TRIES} actors died of {path}" if path else f"{TRIES} actors died at their start"
-                raise UserError(
-                    f"{what} ({first_line(error)}); see that their machines have memory, and Ray's logs"
-                ) from error
+                raise UserError(f"{said}; see that their machines have memory, and Ray's logs") from error
+            logging.warning("%s; another one is tried", said)
             todo.extendleft([task] if task else [])
             start()
             continue

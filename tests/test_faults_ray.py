@@ -166,6 +166,6 @@ def test_actors_and_drivers_killed_at_random_moments(small, environment, start, 
         "actors of Ray that hold a shard, and its driver, killed (SIGKILL) at random moments", kills.total(),
         "it goes on, the driver when it is started again; no shard is made twice to its end; the cache is that of one "
         "worker",
-        f"{kills['actors']} actors, {kills['drivers']} drivers; {rounds} caches, byte for byte those of one worker; no "
+        f"{kills['actors']} actors, {kills['drivers']} drivers; caches: {rounds}, byte for byte those of one worker; no "
         "finished shard touched, no leftovers",
     )  # fmt: skip
