@@ -6,6 +6,7 @@ itself back. So a dead actor costs the shard in its hands, and a dead driver tho
 """
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import data_prep.quiet  # isort: skip  # noqa: F401 - before TensorFlow
 import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
@@ -133,8 +135,11 @@ def _connected(address: str | None) -> Iterator[Any]:
     ray, address = import_module("ray"), address or os.environ.get("RAY_ADDRESS")
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}  # for a cluster that is started here
     try:
+        if address and ":" in address:  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else own))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster is reached at {address or 'this machine'} ({first_line(error)}); start one with `ray "
             "start --head`, and give its --ray_address"

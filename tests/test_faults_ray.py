@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,20 +113,38 @@ def actors(folder, driver):
     return sorted(found - {driver.pid})
 
 
-def test_the_program_makes_the_cache_of_one_worker(videos, small, environment, tmp_path):
+@pytest.fixture
+def cluster(environment):
+    """The address of a cluster that is running already, and must still run in the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", f"--port={address.partition(':')[2]}", "--num-cpus=2"]
+    options = ["--include-dashboard=False", "--disable-usage-stats"]
+    head = subprocess.Popen(command + options, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield address
+    assert head.poll() is None
+    head.terminate()
+    head.wait()
+
+
+def test_the_program_makes_the_cache_of_one_worker_on_a_cluster_of_its_own_and_on_another(
+    videos, small, environment, cluster, tmp_path
+):
     extract(videos, tmp_path / "alone", small)
-    command = [
-        sys.executable, "-m", "data_prep.extract", "--engine=ray", "--ray_cpus=1", "--import=slow", "--backbone=small",
-        "--precision=float32", f"--videos={videos}", f"--features={tmp_path}/features",
-    ]  # fmt: skip
-    for _ in range(2):
+    for name, address in (("own", []), ("other", [f"--ray_address={cluster}"])):
+        command = [
+            sys.executable, "-m", "data_prep.extract", "--engine=ray", "--ray_cpus=1", "--import=slow",
+            "--backbone=small", "--precision=float32", f"--videos={videos}", f"--features={tmp_path}/{name}", *address,
+        ]  # fmt: skip
         done = subprocess.run(
             command, env=environment, cwd=EXAMPLES.parent, text=True, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert content(tmp_path / "features") == content(tmp_path / "alone")
+        assert content(tmp_path / name) == content(tmp_path / "alone")
         assert done.stdout.splitlines()[-1].startswith("1 videos could not be used")
-    assert finished(tmp_path) == {"shard-00000.h5": 1}
+    assert finished(tmp_path) == {"shard-00000.h5": 2}
 
 
 @pytest.mark.timeout(3600)  # each driver starts Ray and imports TensorFlow anew, as does each actor
@@ -166,6 +185,6 @@ def test_actors_and_drivers_killed_at_random_moments(small, environment, start, 
         "actors of Ray that hold a shard, and its driver, killed (SIGKILL) at random moments", kills.total(),
         "it goes on, the driver when it is started again; no shard is made twice to its end; the cache is that of one "
         "worker",
-        f"{kills['actors']} actors, {kills['drivers']} drivers; caches: {rounds}, byte for byte those of one worker; no "
-        "finished shard touched, no leftovers",
+        f"{kills['actors']} actors, {kills['drivers']} drivers; caches: {rounds}, byte for byte those of one worker; "
+        "no finished shard touched, no leftovers",
     )  # fmt: skip

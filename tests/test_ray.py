@@ -1,6 +1,7 @@
 """Extraction by the actors of a Ray cluster, on a stand-in for Ray; on Ray itself: tests/test_faults_ray.py."""
 
 import re
+import socket
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -155,6 +156,15 @@ def test_a_cluster_that_cannot_do_it_is_one_sentence(extracted, tmp_path, machin
     with pytest.raises(UserError, match=said):
         extracted(ray)
     assert ray.ended
+    assert not list((tmp_path / "features").glob("*.part"))
+
+
+def test_an_address_where_nobody_listens_is_one_sentence_at_once(extracted, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"no Ray cluster is reached at {address} \(.*refused\); start one with"):
+            extracted(InsteadOfRay([]), address=address)
     assert not list((tmp_path / "features").glob("*.part"))
 
 
