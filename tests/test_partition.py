@@ -259,6 +259,21 @@ def test_a_damaged_shard_is_made_again_by_its_worker(videos, alone, network, tmp
     assert content(tmp_path) == content(alone)
 
 
+def test_the_last_worker_takes_what_the_others_said_and_opens_none_of_their_shards(videos, alone, network, tmp_path):
+    """So damage that came since is found by the first read, and mended by the worker whose shard it is."""
+    part(videos, tmp_path, network, 0, 2)
+    path = tmp_path / "shard-00002.h5"
+    path.write_bytes(bytes(path.stat().st_size))
+    part(videos, tmp_path, network, 1, 2)
+    assert {**content(tmp_path), path.name: b""} == {**content(alone), path.name: b""}
+    cache = FeatureCache(tmp_path)
+    with pytest.raises(UserError, match=r"shard-00002\.h5 is damaged .*; run the same extraction again"):
+        cache.read(cache.shards[2].videos[0].name)
+    assert part(videos, tmp_path, network, 0, 2).videos == SHARD_VIDEOS
+    (tmp_path / "shard-00002.h5.damaged").unlink()
+    assert content(tmp_path) == content(alone)
+
+
 def test_a_worker_that_was_frozen_finds_its_work_taken_over_and_finishes_nothing(videos, alone, network, tmp_path):
     def taken_over(_):
         for file in [*tmp_path.glob("worker-*.part"), *tmp_path.glob("shard-*.part")]:  # as a sweep does
