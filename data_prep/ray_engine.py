@@ -142,7 +142,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster is reached at {address or 'this machine'} ({first_line(error)}); start one with `ray "
-            "start --head`, and give its --ray_address"
+            "start --head`, and give its --ray_address, and RAY_AUTH_MODE=token in the environment if it has a token"
         ) from error
     try:
         yield ray

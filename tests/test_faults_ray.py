@@ -122,6 +122,7 @@ def cluster(environment):
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", "--block", f"--port={address.partition(':')[2]}", "--num-cpus=2"]
     options = ["--include-dashboard=False", "--disable-usage-stats"]
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a secret of this test, of 32 letters or more"}
     head = subprocess.Popen(command + options, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield address
     assert head.poll() is None

@@ -178,16 +178,16 @@ def cluster_file():
     return yaml.safe_load((EXAMPLES / "ray_cluster.yaml").read_text())
 
 
-def test_the_cluster_file_starts_ray_without_statistics_and_dashboard_and_its_comment_the_extraction():
+def test_the_cluster_file_starts_ray_with_a_token_without_statistics_and_dashboard_and_its_comment_the_extraction():
     cluster, text = cluster_file(), (EXAMPLES / "ray_cluster.yaml").read_text()
     assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
     (head_stops, head), (stops, worker) = cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]
     assert head_stops == stops
     assert stops.endswith("/.venv/bin/ray stop")
     for command in (head, worker):
-        assert command.startswith(f"RAY_USAGE_STATS_ENABLED=0 {stops.removesuffix('stop')}start ")
+        assert command.startswith(f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 {stops.removesuffix('stop')}start ")
     assert "--include-dashboard=False" in head.split()
-    comment = text.partition("cluster_name")[0].replace("\n#", "")
+    comment = text.partition("cluster_name")[0].replace("\\\n#", "")
     program, _, module, *arguments = re.search(r"&& (.*?)'", comment)[1].split()
     assert (program, module) == (".venv/bin/python", "data_prep.extract")
     given = given_flags(arguments)
