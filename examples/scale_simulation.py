@@ -2,8 +2,8 @@
 
     python examples/scale_simulation.py
 
-Seconds of the stages are measured ones (docs/performance.md, docs/scale.md); the server is an assumption: change it to
-yours. Compute, transfers and file operations overlap; what each worker does at its start, and the last one at its end,
+Speeds, sizes and counts are measured ones (docs/performance.md, docs/scale.md); the server and the start are assumptions:
+change them to yours. Compute, transfers and file operations overlap; what each worker does at its start, and the last one at its end,
 does not.
 """
 
