@@ -2,9 +2,9 @@
 
     python examples/scale_simulation.py
 
-Speeds, sizes and counts are measured ones (docs/performance.md, docs/scale.md); the server and the start are assumptions:
-change them to yours. Compute, transfers and file operations overlap; what each worker does at its start, and the last one at its end,
-does not.
+Speeds, sizes and counts are measured ones (docs/performance.md, docs/scale.md); the server and the start are assumed:
+change them to yours. Compute, transfers and file operations overlap; what each worker does at its start, and the last
+one at its end, does not.
 """
 
 import math
@@ -31,7 +31,7 @@ MERGE_SECONDS = 20e-6  # of a core, a video
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds for all clips by so many workers; `bound` says what most of them go to."""
+    """Seconds for all clips by so many workers, and what of them goes where."""
 
     workers: int
     compute: float
@@ -43,11 +43,6 @@ class Estimate:
     @property
     def total(self) -> float:
         return max(self.compute, self.transfers, self.operations) + self.start + self.merge
-
-    @property
-    def bound(self) -> str:
-        names = ("compute", "transfers", "operations", "start", "merge")
-        return max(names, key=lambda name: getattr(self, name))
 
 
 def estimate(workers: int, ray: bool = False) -> Estimate:
