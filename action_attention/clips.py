@@ -111,16 +111,19 @@ class Clips:
         if in_memory is None:
             values = sum(math.prod(stream.cube_shape) for stream in (*streams, *turned) if stream)
             in_memory = 2 * values * sum(self.video_frames.values()) < psutil.virtual_memory().available / 2
-        self.in_memory, self._motion = in_memory, {name: cache.read_motion(name) for name in videos} if motion else None
+        self.in_memory = in_memory
 
-        def reader(stream: Any) -> Callable[[Clip], np.ndarray]:
+        def reader(read: Callable[..., np.ndarray]) -> Callable[[Clip], np.ndarray]:
             if not in_memory:
-                return lambda clip: stream.read(clip.video, clip.start, clip.start + clip.frames)
-            loaded = {name: stream.read(name) for name in videos}
+                return lambda clip: read(clip.video, clip.start, clip.start + clip.frames)
+            loaded = {name: read(name) for name in videos}
             return lambda clip: loaded[clip.video][clip.start : clip.start + clip.frames]
 
+        if motion:
+            cache.check_motion(videos)
+        self._motion = reader(cache.read_motion) if motion else None
         pairs = zip(streams, turned, strict=True)
-        self._readers = [(reader(stream), reader(other) if other else None) for stream, other in pairs]
+        self._readers = [(reader(stream.read), reader(other.read) if other else None) for stream, other in pairs]
 
     def shuffle_flow(self, flow: FeatureCache) -> None:
         """Gives each video the flow of another one, stretched to its length. Raises UserError if there is no other."""
@@ -159,7 +162,7 @@ class Clips:
                 features[row, clip.frames :] = features[row, clip.frames - 1]
             mask[row, : clip.frames] = True
             if self._motion:
-                motion[row, : clip.frames] = self._motion[clip.video][clip.start : clip.start + clip.frames]
+                motion[row, : clip.frames] = self._motion(clip)
             if (label := self.labels[clip.video]) is not None:
                 labels[row, : clip.frames] = label
         motion[turn] = motion[turn, :, :, ::-1]

@@ -9,7 +9,7 @@ until the last one makes `index.json` of them all (`merge`). `workers.Worker` ke
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -21,25 +21,24 @@ from absl import logging
 from action_attention.errors import UserError
 from action_attention.features import (
     INDEX,
-    Shard,
     index_of,
+    listed_shards,
     open_shards,
     shard_paths,
     with_stream,
     write_index,
     write_json,
+    write_tables,
 )
 from action_attention.files import locked
+from action_attention.shards import Shard
 from action_attention.untrusted import read_json
+from data_prep.pipeline import Pipeline
 from data_prep.resume import check_resumable, whole_shards, writing
 from data_prep.workers import POLL_SECONDS, Worker
 
 PLAN_FILE = "partition.json"
 PLAN = {"settings": dict, "shard_videos": int, "videos": [str]}
-# makes the shards of the groups that the second iterator gives, each at the next path, in the next temporary file
-Make = Callable[
-    [list[list[str]], Iterable[list[str]], Iterator[tuple[Path, Path | None]]], Generator[Shard, None, None]
-]
 
 
 @dataclass(frozen=True)
@@ -87,59 +86,77 @@ def _number(text: str, environment: Mapping[str, str]) -> int:
 
 
 def work(
-    partition: Partition, folder: Path, videos: Path, names: list[str], settings: dict, passed_over: dict[str, str],
-    make: Make, shard_videos: int,
+    partition: Partition, folder: Path, pipeline: Pipeline, names: list[str], passed_over: dict[str, str],
+    shard_videos: int,
 ) -> str:  # fmt: skip
     """Makes this worker's shards, and the index if all others are there; returns what it did in a sentence.
 
-    A shard that another worker is making is waited for, and made here if that one dies. Raises UserError: the other
-    workers have another list of videos or other settings, or a shard is not of this list.
+    Raises UserError: the other workers have another list of videos or other settings, or a shard is not of this list.
     """
-    wanted = _shards(folder, names, shard_videos)
+    wanted, source = shards_of(folder, names, shard_videos), pipeline.videos.resolve()
     mine = {path: group for k, (path, group) in enumerate(wanted.items()) if k % partition.count == partition.index}
     with Worker(folder) as worker:
         worker.sweep()
-        _agree(worker, settings, names, shard_videos, videos)
-        there = whole_shards([path for path in mine if path.exists()])
-        check_resumable(there, settings, videos, folder)
-        _check_names(there, mine, videos)
-        shards = {shard.path: shard for shard in there}
+        agree(worker, pipeline, names, shard_videos)
+        shards = whole_of(mine, folder, pipeline)
         index = folder / f"index-{partition.index:05}-of-{partition.count:05}.json"
 
         def write(complete: bool) -> None:
-            made = [shards[path] for path in sorted(shards)]
-            write_json(index, index_of(made, videos.resolve(), complete, passed_over), worker.part(f"{index.name}-"))
+            said, tables = [shards[path] for path in sorted(shards)], _tables_of(index)
+            sha256 = write_tables(tables, said, worker.part(f"{tables.name}-")) if complete else ""
+            write_json(index, index_of(said, source, complete, passed_over, sha256), worker.part(f"{index.name}-"))
 
         with writing(folder, shards):
             made = 0
-            while todo := {path: group for path, group in mine.items() if path not in shards}:
-                claimed = deque[Path]()
-                free, paths = _claims(worker, todo, claimed), _paths(worker, claimed)
-                if first := next(free, None):
-                    with closing(make(list(todo.values()), chain([first], free), paths)) as new_shards:
-                        for shard in new_shards:
-                            worker.release(shard.path.stem)
-                            shards[shard.path], made = shard, made + 1
-                            write(False)
-                shards |= {path: Shard(path) for path in todo if path not in shards and path.exists()}
-                if left := [path.name for path in mine if path not in shards]:
-                    logging.log_every_n_seconds(logging.INFO, "waits for %s, which another worker makes", 60, left[0])
-                    time.sleep(POLL_SECONDS)
+            with closing(make_missing(worker, mine, shards, pipeline)) as new_shards:
+                for _ in new_shards:
+                    made += 1
+                    write(False)
             said = f"worker {partition} made {made} of its {len(mine)} shards now"
             if not _is_merged(folder, wanted, shards.values()):
                 write(True)
-                if missing := sum(not path.exists() for path in wanted):
-                    return f"{said}; the cache lacks {missing} of {len(wanted)}, which other workers make"
+                if missing := wanted.keys() - shard_paths(folder):
+                    return f"{said}; the cache lacks {len(missing)} of {len(wanted)}, which other workers make"
                 _merge(worker, wanted, shards.values())
     return f"{said}; all {len(wanted)} of the cache are there, and its index is made"
 
 
-def _shards(folder: Path, names: list[str], shard_videos: int) -> dict[Path, list[str]]:
+def shards_of(folder: Path, names: list[str], shard_videos: int) -> dict[Path, list[str]]:
     """The names that each shard of a list is to hold."""
     return {
         folder / f"shard-{number:05}.h5": names[first : first + shard_videos]
         for number, first in enumerate(range(0, len(names), shard_videos))
     }
+
+
+def whole_of(mine: dict[Path, list[str]], folder: Path, pipeline: Pipeline) -> dict[Path, Shard]:
+    """Those of the shards `mine` that are there, checked. Raises UserError if they are not of this extraction."""
+    there = whole_shards([path for path in mine if path.exists()])
+    check_resumable(there, pipeline.settings, pipeline.videos, folder)
+    _check_names(there, mine, pipeline.videos)
+    return {shard.path: shard for shard in there}
+
+
+def make_missing(
+    worker: Worker, mine: dict[Path, list[str]], shards: dict[Path, Shard], pipeline: Pipeline
+) -> Generator[Shard, None, None]:
+    """Adds to `shards` those of `mine` that are missing, until none is; yields each one that is made here.
+
+    A shard that another worker is making is waited for, and made here if that one dies.
+    """
+    while todo := {path: group for path, group in mine.items() if path not in shards}:
+        claimed = deque[Path]()
+        free, paths = _claims(worker, todo, claimed), _paths(worker, claimed)
+        if first := next(free, None):
+            with closing(pipeline.make(list(todo.values()), chain([first], free), paths)) as new_shards:
+                for shard in new_shards:
+                    worker.release(shard.path.stem)
+                    shards[shard.path] = shard
+                    yield shard
+        shards |= {path: Shard(path) for path in todo if path not in shards and path.exists()}
+        if left := [path.name for path in mine if path not in shards]:
+            logging.log_every_n_seconds(logging.INFO, "waits for %s, which another worker makes", 60, left[0])
+            time.sleep(POLL_SECONDS)
 
 
 def _claims(worker: Worker, todo: dict[Path, list[str]], claimed: deque[Path]) -> Iterator[list[str]]:
@@ -159,12 +176,12 @@ def _paths(worker: Worker, claimed: deque[Path]) -> Iterator[tuple[Path, Path | 
         yield path, worker.part(f"{path.stem}-")
 
 
-def _agree(worker: Worker, settings: dict, names: list[str], shard_videos: int, videos: Path) -> None:
+def agree(worker: Worker, pipeline: Pipeline, names: list[str], shard_videos: int) -> None:
     """Raises UserError unless this worker has the list and the settings of the first one, who writes them down."""
-    folder = worker.folder
+    folder, settings, videos = worker.folder, pipeline.settings, pipeline.videos
     worker.wait_for("plan")
     if not (folder / PLAN_FILE).exists():
-        _check_names(whole_shards(shard_paths(folder)), _shards(folder, names, shard_videos), videos)
+        _check_names(whole_shards(shard_paths(folder)), shards_of(folder, names, shard_videos), videos)
         write_json(folder / PLAN_FILE, {"settings": settings, "shard_videos": shard_videos, "videos": names})
     worker.release("plan")
     plan = _read_plan(folder)
@@ -216,7 +233,7 @@ def _is_merged(folder: Path, wanted: Collection[Path], shards: Iterable[Shard]) 
     except (FileNotFoundError, ValueError):
         return False
     listed = {entry["file"]: entry["features_sha256"] for entry in index["shards"]}
-    same = listed.keys() == {path.name for path in wanted} and all(path.exists() for path in wanted)
+    same = listed.keys() == {path.name for path in wanted} and not {*wanted}.difference(shard_paths(folder))
     same = same and all(listed[shard.path.name] == shard.sha256 for shard in shards)
     return same and index["complete"] and not _indexes(folder)
 
@@ -225,13 +242,18 @@ def _indexes(folder: Path) -> list[Path]:
     return sorted(folder.glob("index-*-of-*.json"))
 
 
+def _tables_of(index: Path) -> Path:
+    """What the shards of one worker's index say of themselves."""
+    return index.with_name(f"{index.stem}.jsonl")
+
+
 def merge(folder: Path) -> None:
     """Makes the one index of what workers made; again and again, if you like.
 
-    Raises UserError if workers shared no list there, a shard is missing or damaged, or one is not of the list.
+    Raises UserError if workers shared no list there, a shard is missing, or one is not of the list.
     """
     plan = _read_plan(folder)
-    wanted = _shards(folder, plan["videos"], plan["shard_videos"])
+    wanted = shards_of(folder, plan["videos"], plan["shard_videos"])
     if missing := [path.name for path in wanted if not path.exists()]:
         raise UserError(
             f"{folder} lacks {len(missing)} of {len(wanted)} shards, {missing[0]} first; run the workers again, which "
@@ -243,23 +265,41 @@ def merge(folder: Path) -> None:
 
 
 def _merge(worker: Worker, wanted: dict[Path, list[str]], made: Iterable[Shard] | None) -> None:
-    """One worker at a time; nothing is left to do if another merged the shards that were `made` here meanwhile."""
+    """One worker at a time; nothing is left to do if another merged the shards that were `made` here meanwhile.
+
+    Each worker checked its own shards and said what they hold, so only those that none speaks for are opened.
+    """
     folder = worker.folder
     worker.wait_for("merge")
     if made is None or not _is_merged(folder, wanted, made):
-        shards = open_shards(shard_paths(folder))
         indexes = _indexes(folder)
-        _check_names(shards, wanted, folder)
         try:
-            said = [read_json(path, INDEX) for path in indexes or [folder / "index.json"]]
+            said = {path: read_json(path, INDEX) for path in indexes or [folder / "index.json"]}
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"an index in {folder} is missing or damaged ({error}); run the workers again") from error
-        passed_over = {name: why for index in said for name, why in index.get("passed_over", {}).items()}
-        write_index(folder, shards, Path(said[0]["source"]), True, dict(sorted(passed_over.items())))
-        for path in indexes:
-            path.unlink(missing_ok=True)
+        known = {
+            shard.path: shard
+            for path, index in said.items()
+            for shard in listed_shards(_tables_of(path), index.get("tables_sha256", ""))
+        }
+        shards = open_shards(shard_paths(folder), known)
+        _check_names(shards, wanted, folder)
+        passed_over = {name: why for index in said.values() for name, why in index.get("passed_over", {}).items()}
+        finish(worker, shards, Path(next(iter(said.values()))["source"]), dict(sorted(passed_over.items())))
     worker.sweep()
     worker.release("merge")
+
+
+def finish(worker: Worker, shards: list[Shard], source: Path, passed_over: dict[str, str]) -> None:
+    """Makes the index of all shards, in place of the workers' own."""
+    write_index(worker.folder, shards, source, True, passed_over)
+    _remove_indexes(worker.folder)
+
+
+def _remove_indexes(folder: Path) -> None:
+    for path in _indexes(folder):
+        _tables_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def take_over(folder: Path, busy: str) -> None:
@@ -270,5 +310,5 @@ def take_over(folder: Path, busy: str) -> None:
         if worker.others():
             raise UserError(busy)
         worker.sweep()
-    for path in (folder / PLAN_FILE, *_indexes(folder)):
-        path.unlink(missing_ok=True)
+    (folder / PLAN_FILE).unlink(missing_ok=True)
+    _remove_indexes(folder)

@@ -32,8 +32,9 @@ from action_attention.overlays import LONGEST, draw_overlays, write_video
 from action_attention.runs import Run, pretrained_folder
 from action_attention.segments import Segment, segments
 from data_prep.backbones import Backbone, build_backbone
-from data_prep.extract import VideoEnd, cache_settings, extract, in_background
+from data_prep.extract import extract
 from data_prep.flow import MotionMaps, network_pictures
+from data_prep.pipeline import VideoEnd, cache_settings, in_background
 from data_prep.sample import CLASSES
 from data_prep.videos import VideoReader, resize, sampled
 

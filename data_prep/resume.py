@@ -7,8 +7,10 @@ from pathlib import Path
 from absl import logging
 
 from action_attention.errors import UserError, remedy
-from action_attention.features import DamagedError, Shard, Video, listed_shards, open_shards, with_stream
+from action_attention.features import listed_sha256, open_shards, with_stream
 from action_attention.files import file_sha256
+from action_attention.shards import DamagedError, Shard
+from action_attention.tables import Video
 
 
 def whole_shards(paths: list[Path]) -> list[Shard]:
@@ -27,7 +29,7 @@ def whole_shards(paths: list[Path]) -> list[Shard]:
 
 def check_resumable(shards: list[Shard], settings: dict, videos: Path, features: Path) -> None:
     """Raises UserError if the extraction that is there is not the one that is asked for."""
-    listed = listed_shards(features)
+    listed = listed_sha256(features)
     for shard in shards:
         there = with_stream(shard.settings)
         for key, value in with_stream(settings).items():

@@ -56,7 +56,8 @@ from action_attention.training import choose_threads, compile_model, new_model, 
 from data_prep import program
 from data_prep.backbones import Backbone, build_backbone
 from data_prep.decoder import Decoder
-from data_prep.extract import Batch, decode_batches, extract
+from data_prep.extract import extract
+from data_prep.pipeline import Batch, decode_batches
 from data_prep.sample import make_sample
 from data_prep.splits import make_split, make_tags
 from data_prep.videos import list_videos, read_frames

@@ -191,7 +191,7 @@ def _structure(path: Path, rng: random.Random) -> None:
     import h5py  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from action_attention.features import _head  # noqa: PLC0415
+    from action_attention.shards import _head  # noqa: PLC0415
 
     with h5py.File(path, "r+") as file:
         name, kind = rng.choice(("features", "videos", "rejects")), rng.randrange(9)
@@ -252,7 +252,8 @@ BYTES = {
 }
 STRUCTURE = "HDF5 structure"
 INDEX = {"index edited": _edited, "index garbage": _garbage, "index missing": lambda path, rng: path.unlink()}
-CACHE_DAMAGE = [*BYTES, *INDEX, *[STRUCTURE] * 4, "missing", "foreign", "copy", "swapped"]
+LIST = "list of shards"
+CACHE_DAMAGE = [*BYTES, *INDEX, *[STRUCTURE] * 4, LIST, "missing", "foreign", "copy", "swapped"]
 
 
 def damage_cache(folder: Path, kind: str, rng: random.Random, foreign: Path) -> str:
@@ -263,6 +264,9 @@ def damage_cache(folder: Path, kind: str, rng: random.Random, foreign: Path) -> 
     elif kind in INDEX:
         path = folder / "index.json"
         INDEX[kind](path, rng)
+    elif kind == LIST:
+        path = folder / "shards.jsonl"
+        path.write_bytes(rng.choice([*BYTES.values()])(path.read_bytes(), rng))
     elif kind == STRUCTURE:
         _structure(path, rng)
     elif kind == "missing":

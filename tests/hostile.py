@@ -9,8 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from action_attention import features
-from action_attention.features import FeatureCache, Shard, Video, shard_paths, write_index
+from action_attention import shards
+from action_attention.features import FeatureCache, shard_paths, write_index
+from action_attention.shards import Shard
+from action_attention.tables import Video
 from tests.test_features import write_shard
 
 CUBE = (2, 3, 4)
@@ -26,11 +28,19 @@ def make_cache(folder):
     return folder
 
 
+def read_all(folder):
+    """Opens a cache and reads every video, as whoever uses it does: a shard is checked when it is first read."""
+    cache = FeatureCache(folder)
+    for name in cache.videos:
+        cache.read(name)
+    cache.close()
+
+
 def tamper(path, change):
     """A shard with other content, and with the right checksum of it: anybody can compute that."""
     with h5py.File(path, "r+") as file:
         change(file)
-    head = features._head(path)
+    head = shards._head(path)
     with path.open("r+b") as file:
         file.write(head)
 
@@ -168,7 +178,7 @@ def with_nan(source, folder, value=np.nan):
     """A copy of a cache, in one shard, the last frame of whose every video holds a number that is not finite."""
     folder.mkdir(parents=True)
     cache = FeatureCache(source)
-    writer = features.ShardWriter(folder / "shard-00000.h5", cache.cube_shape, cache.settings, {})
+    writer = shards.ShardWriter(folder / "shard-00000.h5", cache.cube_shape, cache.settings, {})
     for name, video in cache.videos.items():
         cubes = cache.read(name)
         cubes[-1, -1, -1, -1] = value

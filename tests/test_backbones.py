@@ -14,7 +14,7 @@ from data_prep.backbones import Backbone, applications, build_backbone, vgg16
 from data_prep.backbones import weights as sources_of_weights
 from data_prep.backbones.base import frozen_model
 from data_prep.backbones.weights import weights_sha256
-from data_prep.extract import cache_settings
+from data_prep.pipeline import cache_settings
 
 SHARED_WEIGHTS = Path(__file__).parents[1] / "../shared/data/weights/vgg16_imagenet_notop.h5"
 RANDOM_SHA256 = "e03aa8eb56fc2029671b0f33747ceab7d0faa950c2f667298b5fc81efe100f8b"

@@ -42,7 +42,7 @@ def two_devices():
 def apart():
     """`apart(function, ...)` calls it in a process that has two devices."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.quiet", "keras", "cv2"])
+    context.set_forkserver_preload(["data_prep.quiet_tensorflow", "keras", "cv2"])
     with ProcessPoolExecutor(1, context, two_devices) as pool:
         yield lambda *call: pool.submit(*call).result()
 

@@ -23,12 +23,14 @@ from conftest import SPOILT, encode, write_frames, write_video
 from action_attention import registry
 from action_attention.clips import Clips
 from action_attention.errors import UserError
-from action_attention.features import HEAD_BYTES, FeatureCache
+from action_attention.features import FeatureCache
 from action_attention.registry import register_backbone
+from action_attention.shards import HEAD_BYTES
 from data_prep.annotations import actor_reader
 from data_prep.backbones import Backbone, applications, build_backbone, vgg16
 from data_prep.duplicates import frame_hash
-from data_prep.extract import extract, in_background
+from data_prep.extract import extract
+from data_prep.pipeline import in_background
 from data_prep.videos import read_frames
 
 
@@ -85,7 +87,7 @@ def test_a_deleted_shard_is_made_again_and_nothing_else(tmp_path, cache_folder, 
 def test_interrupted_at_any_video_it_resumes_to_the_same_bytes(tmp_path, cache_folder, videos, network, monkeypatch):
     """Ctrl-C arrives after the n-th video is written, for every n, in one folder."""
     whole, seen = content(cache_folder), []
-    finish = sys.modules["data_prep.extract"]._finish_video
+    finish = sys.modules["data_prep.pipeline"]._finish_video
 
     def interrupted(writer, end, summary):
         if end.name not in seen:
@@ -93,7 +95,7 @@ def test_interrupted_at_any_video_it_resumes_to_the_same_bytes(tmp_path, cache_f
             raise KeyboardInterrupt
         finish(writer, end, summary)
 
-    monkeypatch.setattr("data_prep.extract._finish_video", interrupted)
+    monkeypatch.setattr("data_prep.pipeline._finish_video", interrupted)
     stops = 0
     while True:
         try:
@@ -110,8 +112,8 @@ def test_killed_extraction_resumes_to_the_same_bytes(tmp_path, videos):
     """SIGKILL of a process that extracts, as soon as its first shard is there; then it is run to the end."""
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom conftest import small_network\n"
-        "import data_prep.extract as e\n"
-        "finish = e._finish_video; e._finish_video = lambda *args: (time.sleep(0.1), finish(*args))\n"
+        "import data_prep.extract as e, data_prep.pipeline as p\n"
+        "finish = p._finish_video; p._finish_video = lambda *args: (time.sleep(0.1), finish(*args))\n"
         "e.extract(Path(sys.argv[1]), Path(sys.argv[2]), small_network(), shard_videos=2)"
     )
     command = [sys.executable, "-c", code, str(videos)]
@@ -183,7 +185,7 @@ def test_a_shard_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, cache_f
     def refused(path, *_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("action_attention.features.file_sha256", refused)
+    monkeypatch.setattr("action_attention.shards.file_sha256", refused)
     with pytest.raises(PermissionError):
         extract(videos, tmp_path, network, shard_videos=5)
     assert not list(tmp_path.glob("*.damaged"))

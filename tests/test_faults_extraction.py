@@ -14,7 +14,7 @@ import pytest
 from conftest import SPOILT, small_network, write_video
 from fuzz import CACHE_DAMAGE, CONTENT, FILES, Fuzz, content, sentence_of
 
-from action_attention.features import RESERVED_BYTES
+from action_attention.shards import RESERVED_BYTES
 from data_prep.extract import extract
 
 pytestmark = pytest.mark.slow
@@ -215,7 +215,7 @@ def test_damaged_caches(fuzz, tmp_path, fault):
         outcomes[outcome.split(":")[0]] += 1
         shutil.rmtree(tmp_path / str(number))
     found = outcomes["found"] + outcomes["refused, then found"]
-    fault("damaged caches", DAMAGED_CACHES, "found and named at opening; extraction redoes only what is broken",
+    fault("damaged caches", DAMAGED_CACHES, "found and named when it is read; extraction redoes only what is broken",
           f"{found} found ({outcomes['refused, then found']} foreign or double shards refused by name), "
           f"{outcomes['harmless']} without effect; all mended to the same features")  # fmt: skip
 

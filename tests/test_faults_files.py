@@ -69,7 +69,7 @@ def test_shards_that_read_elsewhere_or_say_what_cannot_be(tmp_path, fault):
         hostile.tamper(copied / "shard-00000.h5", change)
         started = time.monotonic()
         with pytest.raises(UserError) as raised:
-            FeatureCache(copied)
+            hostile.read_all(copied)
         assert f"{copied}/shard-00000.h5 is damaged ({reason}" in one_sentence(raised.value), what
         assert time.monotonic() - started < 2, what
         tried += 1

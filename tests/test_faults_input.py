@@ -25,11 +25,12 @@ import data_prep.extract as extraction
 from action_attention import evaluation
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
-from action_attention.features import SETTINGS, FeatureCache
+from action_attention.features import FeatureCache
 from action_attention.registry import Config
 from action_attention.runs import Run
+from action_attention.tables import SETTINGS
 from action_attention.training import new_model, train
-from data_prep import hmdb51
+from data_prep import hmdb51, pipeline
 from data_prep.backbones import build_backbone
 from data_prep.hmdb51 import unpack
 from data_prep.recognizer import Recognizer
@@ -58,17 +59,17 @@ def run_dir(tmp_path_factory, cache_folder, split):
 
 def test_features_of_another_kind(run_dir, videos, network, tmp_path, monkeypatch, fault):
     """Caches and runs that differ in one of `SETTINGS`; only the label of the weights does not matter."""
-    original, name, refused = extraction.cache_settings, next(iter(read_names(run_dir))), 0
+    original, name, refused = pipeline.cache_settings, next(iter(read_names(run_dir))), 0
     for key in (key for key in SETTINGS if key not in ("weights", "schema_version")):
         other = 10.0 if key == "fps" else "another"
-        monkeypatch.setattr(extraction, "cache_settings", lambda *a, k=key, v=other: {**original(*a), k: v})
+        monkeypatch.setattr(pipeline, "cache_settings", lambda *a, k=key, v=other: {**original(*a), k: v})
         extraction.extract(videos, tmp_path / key, network, fps=15.0, names=[name])
         cache = FeatureCache(tmp_path / key)
         with pytest.raises(UserError, match=rf"has {key}={other}, but .* was trained with {key}=.*; give --features"):
             evaluate(run_dir, cache)
         cache.close()
         refused += 1
-    monkeypatch.setattr(extraction, "cache_settings", original)
+    monkeypatch.setattr(pipeline, "cache_settings", original)
     run = json.loads((run_dir / "run.json").read_text())
     for key in original(network, 15.0).keys() - {"weights", "fps"}:
         about = {**run["cache"], "settings": {**run["cache"]["settings"], key: "another"}}

@@ -335,7 +335,7 @@ from pathlib import Path
 import numpy as np
 import data_prep.quiet_tensorflow
 import keras
-from action_attention import features, overlays, runs, training
+from action_attention import features, overlays, runs, shards, training
 
 place, count, seconds, program = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 calls = 0
@@ -355,7 +355,7 @@ def end_within(owner, function):
 sys.argv[:] = sys.argv[4:]
 end_within(np, "savez")
 end_within(keras.Model, "save")
-end_within(features.ShardWriter, "commit")
+end_within(shards.ShardWriter, "commit")
 for module in (features, runs, training):
     end_within(module, "write_json")
 end_within(Path, "write_text")
@@ -444,7 +444,7 @@ import json, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from conftest import small_network
-from action_attention import features, overlays
+from action_attention import overlays, shards
 from data_prep import program, recognizer
 from experiments import predict
 
@@ -463,7 +463,7 @@ def end_within(owner, function):
     setattr(owner, function, wrapped)
 
 predict.json = SimpleNamespace(dumps=json.dumps)  # of this module alone
-end_within(*{"features": (features.ShardWriter, "append"), "drawing": (overlays, "overlay"),
+end_within(*{"features": (shards.ShardWriter, "append"), "drawing": (overlays, "overlay"),
              "frames": (predict.json, "dumps")}[place])
 recognizer.build_backbone = lambda *_: small_network()
 program.run(predict.main, predict.define_flags)

@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 
 from action_attention.errors import UserError
-from action_attention.features import (
-    FILTERS,
-    HEAD_BYTES,
-    ArrayFeatures,
-    DamagedError,
-    FeatureCache,
-    Shard,
-    ShardWriter,
-    Video,
-    write_index,
-    write_json,
-)
+from action_attention.features import ArrayFeatures, FeatureCache, write_index, write_json
+from action_attention.shards import FILTERS, HEAD_BYTES, DamagedError, Shard, ShardWriter
+from action_attention.tables import Video
 
 SETTINGS = {
     "schema_version": 1, "backbone": "VGG16 block5_pool", "weights": "random", "weights_sha256": "0" * 64,
@@ -96,6 +87,13 @@ def flip(path, offset, bit=4):
 def test_a_flipped_bit_anywhere_is_found_and_named(folder, place):
     path = folder / "shard-00000.h5"
     flip(path, int(place if place >= 1 else place * path.stat().st_size))
+    cache = FeatureCache(folder)
+    np.testing.assert_array_equal(cache.read("wave/w0.avi"), sparse_cubes(5))
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=r"shard-00000\.h5 is damaged .* run the same extraction again"):
+            cache.read("wave/v1.avi")
+    assert dict(cache.verify()) == {path: False, folder / "shard-00001.h5": True}
+    (folder / "shards.jsonl").unlink()  # as in a cache of before version 0.3, all of which is checked when it is opened
     with pytest.raises(DamagedError, match=r"shard-00000\.h5 is damaged .* run the same extraction again"):
         FeatureCache(folder)
 
@@ -154,7 +152,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, failing_wr
             raise OSError(errno.ENOSPC, "No space left on device")
         reserve(*arguments)
 
-    monkeypatch.setattr("action_attention.features.os.posix_fallocate", full)
+    monkeypatch.setattr("action_attention.shards.os.posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*shard-00000\.h5'"):
         write_shard(tmp_path / "shard-00000.h5", [3, 4])
     assert list(tmp_path.iterdir()) == []
@@ -242,7 +240,7 @@ def test_cubes_of_any_shape_are_stored_and_read(tmp_path):
 def test_room_is_reserved_for_what_hdf5_writes_anew_of_large_cubes(tmp_path, monkeypatch):
     """An append may move the chunk that it fills and start another: so much is reserved beside the cubes themselves."""
     reserved = []
-    monkeypatch.setattr("action_attention.features.os.posix_fallocate", lambda *arguments: reserved.append(arguments))
+    monkeypatch.setattr("action_attention.shards.os.posix_fallocate", lambda *arguments: reserved.append(arguments))
     cube = (48, 48, 256)  # 1.2 MB; 9.4 MB a chunk
     writer = ShardWriter(tmp_path / "shard-00000.h5", cube, SETTINGS, {})
     noise = np.random.default_rng(0).integers(0, 2**16, (9, *cube), np.uint16).view(np.float16)  # nothing packs it

@@ -135,6 +135,7 @@ def without_motion(folder):
 
     for path in folder.glob("shard-*.h5"):
         hostile.tamper(path, lambda file: file.__delitem__("motion"))
+    (folder / "shards.jsonl").unlink()
 
 
 def test_a_cache_of_before_gets_its_maps_without_the_network(videos, network, tmp_path, cache_folder, monkeypatch):
@@ -194,7 +195,7 @@ def test_maps_that_cannot_be_are_refused(videos, network, tmp_path, value, reaso
 
     hostile.tamper(tmp_path / "shard-00000.h5", change)
     with pytest.raises(UserError, match=rf"shard-00000\.h5 is damaged \(.*{reason}"):
-        FeatureCache(tmp_path)
+        hostile.read_all(tmp_path)
 
 
 def test_clips_bring_the_maps_of_their_frames_and_mirror_them(cache):

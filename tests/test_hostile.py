@@ -18,7 +18,7 @@ import tensorflow as tf
 from action_attention import memory, training
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
-from action_attention.features import DamagedError, FeatureCache, Shard, ShardWriter, Video, are_finite, write_index
+from action_attention.features import FeatureCache, write_index
 from action_attention.files import check_name, check_plain, check_tree, locked
 from action_attention.memory import check_memory, enough_memory, weight_shapes
 from action_attention.model_file import load_keras
@@ -26,6 +26,8 @@ from action_attention.models import build_model
 from action_attention.registry import Config, model_names
 from action_attention.runs import Run, files_digest
 from action_attention.settings import Training
+from action_attention.shards import DamagedError, Shard, ShardWriter
+from action_attention.tables import Video, are_finite
 from action_attention.training import new_model, train
 from action_attention.untrusted import check_arrays, complaint, parse_json, read_npz
 from data_prep.splits import read_lists
@@ -56,7 +58,7 @@ def run_dir(tmp_path_factory, cache_folder, split):
 def test_a_shard_that_reads_other_files_is_refused(folder, what):
     hostile.tamper(folder / "shard-00000.h5", hostile.hostile_shards(folder)[what])
     with pytest.raises(DamagedError, match=r"shard-00000\.h5 is damaged \(it.*\); run the same extraction again"):
-        FeatureCache(folder)
+        hostile.read_all(folder)
 
 
 @pytest.mark.parametrize("what", ["the same video twice", "no frames", "file name '..'", "an array for fps"])
@@ -64,7 +66,7 @@ def test_a_table_that_cannot_be_is_refused_by_name(folder, what):
     change, reason = hostile.bad_tables(folder)[what]
     hostile.tamper(folder / "shard-00000.h5", change)
     with pytest.raises(DamagedError) as raised:
-        FeatureCache(folder)
+        hostile.read_all(folder)
     assert f"shard-00000.h5 is damaged ({reason}" in str(raised.value)
 
 
@@ -77,11 +79,18 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder, name):
 
 
 def test_a_shard_that_changes_after_it_was_checked_is_not_read(folder):
+    """Nor one that changes after the cache was opened and before it is checked."""
+    (folder / "shards.jsonl").unlink()
+    checked = FeatureCache(folder)
+    hostile.make_cache(folder)
     cache = FeatureCache(folder)
     shutil.copy(folder / "shard-00001.h5", folder / "other")
     (folder / "other").replace(folder / "shard-00000.h5")
     with pytest.raises(DamagedError, match="has changed since it was opened"):
-        cache.read("wave/v0.avi")
+        checked.read("wave/v0.avi")
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=r"shard-00000\.h5 is damaged \(it is not the one that the index"):
+            cache.read("wave/v0.avi")
     assert cache.read("wave/w0.avi").shape == (4, *hostile.CUBE)
 
 
@@ -429,7 +438,8 @@ MANY = """
 import random, resource, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from action_attention.features import FeatureCache, Shard
+from action_attention.features import FeatureCache
+from action_attention.shards import Shard
 cache = FeatureCache(Path(sys.argv[1]))
 names = list(cache.videos) * 3
 random.Random(0).shuffle(names)

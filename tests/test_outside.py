@@ -178,7 +178,7 @@ def test_the_guides_stream_says_what_all_of_its_frames_at_once_say():
     names = run_python("docs/guide.md")
     model, cubes = names["model"], names["cubes"]
     whole = {"features": cubes, "mask": np.ones(cubes.shape[:2], bool)}
-    at_once, _ = model.step(whole, model.initial(names["window"]))
+    at_once, _ = model.step(whole, model.first_states(names["window"]))
     for name, of_last in names["outputs"].items():
         np.testing.assert_allclose(of_last[:, 0], at_once[name][:, -1], atol=1e-5)
 

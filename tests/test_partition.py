@@ -22,7 +22,8 @@ from absl import flags
 from conftest import small_network, write_video
 
 from action_attention.errors import UserError
-from action_attention.features import FeatureCache, ShardWriter
+from action_attention.features import FeatureCache
+from action_attention.shards import ShardWriter
 from data_prep.extract import define_flags, extract
 from data_prep.partition import PLAN_FILE, Partition, merge
 from data_prep.workers import Worker
@@ -258,6 +259,21 @@ def test_a_damaged_shard_is_made_again_by_its_worker(videos, alone, network, tmp
     assert content(tmp_path) == content(alone)
 
 
+def test_the_last_worker_takes_what_the_others_said_and_opens_none_of_their_shards(videos, alone, network, tmp_path):
+    """So damage that came since is found by the first read, and mended by the worker whose shard it is."""
+    part(videos, tmp_path, network, 0, 2)
+    path = tmp_path / "shard-00002.h5"
+    path.write_bytes(bytes(path.stat().st_size))
+    part(videos, tmp_path, network, 1, 2)
+    assert {**content(tmp_path), path.name: b""} == {**content(alone), path.name: b""}
+    cache = FeatureCache(tmp_path)
+    with pytest.raises(UserError, match=r"shard-00002\.h5 is damaged .*; run the same extraction again"):
+        cache.read(cache.shards[2].videos[0].name)
+    assert part(videos, tmp_path, network, 0, 2).videos == SHARD_VIDEOS
+    (tmp_path / "shard-00002.h5.damaged").unlink()
+    assert content(tmp_path) == content(alone)
+
+
 def test_a_worker_that_was_frozen_finds_its_work_taken_over_and_finishes_nothing(videos, alone, network, tmp_path):
     def taken_over(_):
         for file in [*tmp_path.glob("worker-*.part"), *tmp_path.glob("shard-*.part")]:  # as a sweep does
@@ -327,6 +343,19 @@ def test_flags_that_workers_cannot_have_together(tmp_path, flags, said):
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def given_flags(arguments: list[str]) -> flags.FlagValues:
+    """What the flags of the extraction are, as it parses these arguments."""
+    given = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", given)
+        for define in ("string", "bool", "float", "integer", "enum"):
+            of_flags = getattr(flags, f"DEFINE_{define}")
+            patch.setattr(flags, f"DEFINE_{define}", partial(of_flags, flag_values=given))
+        define_flags()
+    assert given(["extract", *arguments]) == ["extract"]
+    return given
+
+
 def test_the_kubernetes_file_is_an_indexed_job_whose_flags_fit_it():
     job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
@@ -342,15 +371,7 @@ def test_the_kubernetes_file_is_an_indexed_job_whose_flags_fit_it():
     assert (program, PROGRAMS[name][0]) == ("action-attention", "data_prep.extract")
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert {volume["name"] for volume in pod["volumes"]} == mounted.keys()
-    given = flags.FlagValues()
-    # the very flags of the program, parsed as it parses them
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", given)
-        for define in ("string", "bool", "float", "integer", "enum"):
-            of_flags = getattr(flags, f"DEFINE_{define}")
-            patch.setattr(flags, f"DEFINE_{define}", partial(of_flags, flag_values=given))
-        define_flags()
-    assert given([name, *container["args"]]) == [name]
+    given = given_flags(container["args"])
     assert all(Path(path).is_relative_to(mounted["media"]) for path in (given.videos, given.features))
     assert given["precision"].present
     last = {"JOB_COMPLETION_INDEX": str(spec["completions"] - 1)}
