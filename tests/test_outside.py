@@ -161,24 +161,30 @@ def test_every_page_with_python_is_run_here():
     assert {page.name for page in pages} == {"README.md", "extend.md", "guide.md"}
 
 
-def test_the_readmes_python_runs(recognizer, own, tmp_path, monkeypatch):
-    """In a folder that has a run and a clip."""
+@pytest.fixture
+def folder_with_a_run(recognizer, own, tmp_path, monkeypatch):
+    """The current folder, with runs/first and clip.mp4."""
     (tmp_path / "runs").mkdir()
     shutil.copytree(own / "runs" / "first", tmp_path / "runs" / "first")
     shutil.copy(next(iter((own / "sample" / "videos").glob("*/*"))), tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
-    names = run_python("README.md")
-    assert (tmp_path / "out.mp4").stat().st_size > 1000
-    assert len(names["result"].attention) == len(names["result"].probabilities)
+    return tmp_path
+
+
+def test_the_readmes_python_runs(folder_with_a_run):
+    result = run_python("README.md")["result"]
+    assert (folder_with_a_run / "out.mp4").stat().st_size > 1000
+    assert len(result.attention) == len(result.probabilities)
+
+
+def test_the_guides_python_runs(folder_with_a_run):
+    names = run_python("docs/guide.md")
     assert names["maps"].shape == (names["seconds"] * 15, 5, 6)
     assert np.isfinite(names["history"].history["loss"]).all()
 
-
-def test_the_guides_stream_says_what_all_of_its_frames_at_once_say():
-    names = run_python("docs/guide.md")
-    model, cubes = names["model"], names["cubes"]
+    model, cubes = names["stream"], names["cubes"]
     whole = {"features": cubes, "mask": np.ones(cubes.shape[:2], bool)}
-    at_once, _ = model.step(whole, model.first_states(names["window"]))
+    at_once, _ = model.step(whole, model.first_states(names["window"]))  # the steps say what all frames at once say
     for name, of_last in names["outputs"].items():
         np.testing.assert_allclose(of_last[:, 0], at_once[name][:, -1], atol=1e-5)
 
