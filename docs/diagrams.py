@@ -264,7 +264,7 @@ CONV_ALSTM = ALSTM | {
     "state": ("formula:h_{t-1}, cell_{t-1}", "maps, 7 x 7 x U"),
     "core": ("ConvLSTM, 3 x 3", "formula:h_{t}, cell_{t}", "(10)"),
     "classify": ("classifier", "formula:y_{t}", "(11)"),
-    "first": ("zeros", "h_{0} and cell_{0}, or of the clip's mean cube (--initial=clip)"),
+    "first": ("zeros", "h_{0} and cell_{0}, or of the clip's mean cube (--first_states=clip)"),
 }
 MOTION_CONV_ALSTM = CONV_ALSTM | {
     "cube": ("frames' cube",),

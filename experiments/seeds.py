@@ -19,6 +19,7 @@ import tensorflow as tf
 from action_attention.errors import UserError
 from action_attention.features import FeatureCache
 from action_attention.runs import Run
+from data_prep.terminal import say
 from experiments.processes import Process, own_cores, processes
 
 Place = tuple[dict[str, str], list[int]]  # environment and cores of a process
@@ -72,12 +73,12 @@ def train_seeds(seeds: list[int], run_dir: Path, arguments: list[str], places: l
                 os.environ.update(place[0])  # before TensorFlow is imported there
                 own = [*arguments, "--seeds=", f"--seed={seed}", f"--run_dir={_folder(run_dir, seed)}", "--resume"]
                 running[start(_train, own, _log(run_dir, seed), place[1])] = seed, place
-                print(f"seed {seed} begins; {_log(run_dir, seed)} says how it goes", flush=True)
+                say(f"seed {seed} begins; {_log(run_dir, seed)} says how it goes")
             connection.wait([process.sentinel for process in running])
             for process in [process for process in running if process.exitcode is not None]:
                 seed, place = running.pop(process)
                 free.append(place)
-                print(f"seed {seed} {_outcome(process.exitcode, _log(run_dir, seed))}", flush=True)
+                say(f"seed {seed} {_outcome(process.exitcode, _log(run_dir, seed))}")
                 if process.exitcode:
                     failed.append(str(seed))
     if failed:
