@@ -65,7 +65,7 @@ def test_features_of_another_kind(run_dir, videos, network, tmp_path, monkeypatc
         monkeypatch.setattr(pipeline, "cache_settings", lambda *a, k=key, v=other: {**original(*a), k: v})
         extraction.extract(videos, tmp_path / key, network, fps=15.0, names=[name])
         cache = FeatureCache(tmp_path / key)
-        with pytest.raises(UserError, match=rf"has {key}={other}, but .* was trained with {key}=.*; give --features"):
+        with pytest.raises(UserError, match=rf"has {key}={other}, but .* was trained with {key}=.*; give the cache"):
             evaluate(run_dir, cache)
         cache.close()
         refused += 1
