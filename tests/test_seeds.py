@@ -119,6 +119,7 @@ def start(cache_folder, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # eleven trainings
 def test_killed_parent_killed_child_and_ctrl_c_lose_nothing(cache_folder, tmp_path):
     """What comes of it is what comes of a command that nobody disturbed."""
     run_dir, whole = tmp_path / "runs", tmp_path / "whole"
