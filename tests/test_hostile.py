@@ -424,12 +424,12 @@ def test_curves_that_are_damaged_end_where_the_damage_is(run_dir, tmp_path):
     """A record that says it is as long as memory, or holds something else, is cut off; those before stay."""
     (whole,) = (run_dir / "logs" / "train").glob("events*")
     content, path = whole.read_bytes(), tmp_path / "events"
-    assert training._size_until(whole, 1) == len(content)
-    assert training._size_until(whole, 0) < len(content)
+    assert training._size_until(whole, 2) == len(content)
+    assert training._size_until(whole, 1) < len(content)
     endless, no_event = (1 << 60).to_bytes(8, "little") + bytes(100), (4).to_bytes(8, "little") + b"\xff" * 12
     for tail in (endless, no_event, b"\1"):
         path.write_bytes(content + tail)
-        assert training._size_until(path, 1) == len(content)
+        assert training._size_until(path, 2) == len(content)
 
 
 # Many shards

@@ -111,7 +111,7 @@ def numpy_conv_alstm(layer, features, *, reset_cell=False):
     w = named(layer)
     cells = [cell.get_weights() for cell in layer.cells]
     states = [np.zeros((len(features), SIDE, SIDE, UNITS))] * (2 * len(cells))
-    if layer.settings.initial == "clip":
+    if layer.settings.first_states == "clip":
         clip_mean = features.astype(np.float64).mean(axis=1)
         states = [np.tanh(clip_mean @ w[f"initial{n}/kernel"] + w[f"initial{n}/bias"]) for n in range(len(states))]
     hidden, cell = states[::2], states[1::2]

@@ -48,7 +48,7 @@ def numpy_motion_conv_alstm(layer, settings, inputs):
         return convolve(maps, kernel.reshape(3, 3, -1, kernel.shape[-1]))
 
     g, e = (first(flow.mean(1), f"initial_{state}", np.matmul) for state in "ge")
-    if settings.initial == "clip":
+    if settings.first_states == "clip":
         states = [first(features.mean(1), f"initial{n}", around) for n in range(2 * settings.cells)]
     else:
         states = [np.zeros((2, SIDE, SIDE, UNITS))] * (2 * settings.cells)
