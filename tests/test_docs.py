@@ -14,8 +14,8 @@ from absl import flags as absl_flags
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 PROGRAM = re.compile(r"-m ((?:data_prep|experiments)\.\w+)((?: [^`\n]*)?)")
-# flags of absl, Slurm, mkdocs, uv and docker that the pages name, and one that stands for any
-OF_OTHERS = {"array", "flagfile", "flags", "generate", "help", "rm", "strict", "tag", "upgrade", "volume"}
+# flags of absl, pytest, Slurm, mkdocs, uv and docker that the pages name, and one that stands for any
+OF_OTHERS = {"array", "cov", "flagfile", "flags", "generate", "help", "rm", "strict", "tag", "upgrade", "volume"}
 
 
 def text(page):
