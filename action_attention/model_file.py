@@ -19,7 +19,7 @@ from action_attention.memory import free_memory, weight_shapes
 from action_attention.models import ActionModel, build_model
 from action_attention.models.base import example_inputs
 from action_attention.models.upgrade import OLD_MODULE, move_weights
-from action_attention.registry import Config
+from action_attention.registry import Config, renamed
 from action_attention.untrusted import check_arrays, check_stored, complaint, parse_json, read_npz
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -132,7 +132,7 @@ class ModelFile:
         if wrong := complaint(about, ABOUT):
             raise ValueError(wrong)
         shapes = about["build_config"]["input_shape"]
-        self._config = about["config"]
+        self._config = renamed(about["config"])
         self._cube_shapes = [tuple(shapes[name][2:]) for name in ("features", "flow") if name in shapes]
         own = [field.name for field in fields(self._model.settings_class) if field.name in self._config]
         settings = self._model.settings_class(**{name: self._config[name] for name in own})

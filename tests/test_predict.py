@@ -186,13 +186,13 @@ def test_an_overlay_of_a_result_has_the_heatmap_that_was_asked_for(tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
-def test_a_map_close_to_uniform_is_called_so(recognizer):
+def test_a_map_close_to_uniform_is_called_so():
+    recognizer, other = (SimpleNamespace(config=SimpleNamespace(model=name)) for name in ("alstm", "avg_lstm"))
     assert predict._attention(0.934, recognizer) == "attention: 0.93 of uniform's entropy"
     assert predict._attention(0.98, recognizer) == "attention: 0.98 of uniform's entropy"
     assert predict._attention(1, recognizer) == (
         "attention: 1.00 of uniform's entropy (close to uniform: it hardly prefers any place)"
     )
-    other = SimpleNamespace(config=SimpleNamespace(model="avg_lstm"))
     assert predict._attention(1, other) == "attention: none; avg_lstm weighs all places alike"
 
 
