@@ -83,12 +83,15 @@ def interpreter(path, version):
 
 def make(folder, *goals, environment=(), **variables):
     """`make` as a user types it; what make was told to run these tests with is not to reach it."""
-    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", *VARIABLES}
-    inherited = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run(
         ["make", *goals, *(f"{name}={value}" for name, value in variables.items())],
-        cwd=folder, env=inherited | dict(environment), capture_output=True, text=True, check=False,
+        cwd=folder, env=users_environment() | dict(environment), capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def users_environment():
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", *VARIABLES}
+    return {name: value for name, value in os.environ.items() if name not in outer}
 
 
 def calls_of(folder, *goals, **given):
@@ -342,8 +345,9 @@ def test_on_a_terminal_help_fits_it(checkout):
     reader, writer = os.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     done = subprocess.run(
-        ["make", "help"], cwd=checkout, stdin=writer, stdout=writer, stderr=subprocess.PIPE, check=False
-    )
+        ["make", "help"], cwd=checkout, env=users_environment(), stdin=writer, stdout=writer, stderr=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
     os.close(writer)
     printed = b""
     try:

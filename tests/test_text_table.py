@@ -13,7 +13,9 @@ from experiments.text_table import aligned
 from tests import forked
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
-FILES = ("jhmdb", "jhmdb_ablations", "jhmdb_conv_ablations", "jhmdb_lite0", "jhmdb_two_streams", "sample")
+FILES = (
+    "jhmdb", "jhmdb_ablations", "jhmdb_conv_ablations", "jhmdb_lite0", "jhmdb_two_streams", "jhmdb_vgg16_looking", "sample",
+)  # fmt: skip
 NARROW = """| data | model | seeds | top-1 |
 |---|---|---|---|
 | made, split 1 | alstm, a=1 | 1 | 50.0% |
