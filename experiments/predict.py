@@ -185,8 +185,9 @@ def _write(result: Result, row: Row, run: Run, place: Path) -> list[Path]:
     wanted = args.overlay or ("both" if (seconds <= SHORT_SECONDS if args.gif is None else args.gif) else "mp4")
     for suffix in OVERLAYS[wanted]:
         bar = partial(
-            tqdm, desc=f"drawing {suffix}", total=row.frames, unit=" frames", disable=None, dynamic_ncols=True
-        )
+            tqdm, desc=f"drawing {suffix}", total=row.frames, unit=" frames", disable=None, leave=False,
+            dynamic_ncols=True,
+        )  # fmt: skip
         written.append(result.overlay(place.with_name(place.name + MADE + suffix), bar, args.heatmap, boxes=args.boxes))
     if seconds > SHORT_SECONDS and wanted != "none":
         written.append(place.with_name(f"{place.name}_timeline.png"))
@@ -291,7 +292,9 @@ def _write_frames(path: Path, about: dict, result: Result) -> None:
         file.write(json.dumps(about, indent=2).removesuffix("\n}") + ',\n  "frames": [')
         boxes = [None] * len(result.times) if result.boxes is None else result.boxes.round(6).tolist()
         each = zip(result.times, result.probabilities, result.attention, boxes, strict=True)
-        bar = tqdm(each, "writing .json", len(result.times), unit=" frames", disable=None, dynamic_ncols=True)
+        bar = tqdm(
+            each, "writing .json", len(result.times), leave=False, unit=" frames", disable=None, dynamic_ncols=True
+        )
         for number, (time, probabilities, attention, box) in enumerate(bar):
             frame = {
                 "time": round(time, 3), "class": result.classes[probabilities.argmax()],
