@@ -23,6 +23,7 @@ from playwright.sync_api import sync_playwright
 
 import data_prep.extract as extraction
 from action_attention import evaluation
+from action_attention.clips import Clips
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
 from action_attention.features import FeatureCache
@@ -139,8 +140,10 @@ def test_classes_that_disagree(run_dir, cache, videos, network, split, tmp_path,
     copy = edit(run_dir, tmp_path / "names")
     lists = json.loads((copy / "split.json").read_text())
     (copy / "split.json").write_text(json.dumps({**lists, "test": sorted(other.videos)}))
-    with pytest.raises(UserError, match="the model knows no class wave; its classes are leap, nod, spin"):
+    with pytest.raises(UserError, match="holds different files under the names of the test videos than"):
         evaluate(copy, other)
+    with pytest.raises(UserError, match="the model knows no class wave; its classes are leap, nod, spin"):
+        Clips(other, sorted(other.videos), ["leap", "nod", "spin"], clip_length=4)
     refused += 1
     other.close()
     for classes in (["leap", "nod"], ["leap", "nod", "spin", "wave"]):
@@ -159,6 +162,7 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
         "model": "softmax", "mixed_precision": True, "mirror": True, "schedule": "cosine", "vote": "mean", "cells": 2,
         "normalize": "sqrt_l2", "motion": "difference", "clip_stride": 2, "ablate": "cell_state", "dropout": 0.25,
         "glimpse": "quarters", "scores": "location", "motion_prior": True, "centre_prior": True, "beside": "mean",
+        "fusion": "early",
     }  # fmt: skip
     settings = config(epochs=1).flat()
     for name, there in settings.items():
@@ -171,7 +175,10 @@ def test_resuming_with_something_else(run_dir, cache, split, videos, network, tm
             refused += 1
             continue
         asked = config(value, epochs=1) if name == "model" else Config.read({**settings, name: value})
-        with pytest.raises(UserError, match=rf"was trained with {name}=.*, now {name}=.* is asked for"):
+        sentence = (
+            "takes the frames' optical flow too" if name == "fusion" else rf"was trained with {name}=.*, now {name}="
+        )
+        with pytest.raises(UserError, match=sentence):
             train(asked, cache, split, run_dir, resume=True)
         refused += 1
     for subset in split:
