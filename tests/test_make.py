@@ -1,17 +1,16 @@
 """The Makefile: what a user gives reaches the program as it was given, or is refused; `make setup` is safe."""
 
 import configparser
-import fcntl
 import os
 import re
 import shlex
 import shutil
-import struct
 import subprocess
-import termios
 from pathlib import Path
 
 import pytest
+
+from tests.terminals import on_a_terminal
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = re.findall(r"^([A-Z_]+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -342,22 +341,7 @@ def test_tensorboard_shows_the_newer_of_your_runs_and_the_demos(checkout):
 
 def test_on_a_terminal_help_fits_it(checkout):
     """Every word is there that is there in a pipe."""
-    reader, writer = os.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-    done = subprocess.run(
-        ["make", "help"], cwd=checkout, env=users_environment(), stdin=writer, stdout=writer, stderr=subprocess.PIPE,
-        check=False,
-    )  # fmt: skip
-    os.close(writer)
-    printed = b""
-    try:
-        while part := os.read(reader, 1 << 16):
-            printed += part
-    except OSError:  # how the end of a terminal is told
-        pass
-    os.close(reader)
-    assert (done.returncode, done.stderr) == (0, b"")
-    lines = printed.decode().splitlines()
+    lines = on_a_terminal(["make", "help"], checkout, users_environment()).splitlines()
     assert max(map(len, lines)) <= 80
     assert " ".join(lines).split() == make(checkout, "help").stdout.split()
 

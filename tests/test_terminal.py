@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data_prep import terminal
 from experiments.cli import PROGRAMS
+from tests.terminals import on_a_terminal
 
 ROOT = Path(__file__).parents[1]
 SENTENCE = f"a warning that is rather long, for it names /a/folder{'/and/one/below' * 4} and goes on"
@@ -97,20 +98,8 @@ def test_what_a_program_prints_on_a_terminal_fits_it(module, tmp_path):
                              "--train_clips=1", "--test_clips=1"],
         "experiments.table": [f"--results={ROOT}/experiments/results/jhmdb_lite0.json"],
     }[module]  # fmt: skip
-    reader, writer = os.openpty()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=writer, stderr=writer, env=env, cwd=ROOT
-    )
-    os.close(writer)
-    printed = b""
-    try:
-        while part := os.read(reader, 1 << 16):
-            printed += part
-    except OSError:  # how the end of a terminal is told
-        pass
-    assert process.wait() == 0
-    os.close(reader)
-    shown = [part for line in printed.decode().split("\r\n") for part in line.split("\r")]
+    printed = on_a_terminal([sys.executable, "-m", module, *arguments], ROOT, env)
+    shown = [part for line in printed.split("\r\n") for part in line.split("\r")]
     assert len(shown) > 2
     assert [part for part in shown if len(part) > 80 and " " in part.strip()] == []
