@@ -699,6 +699,20 @@ def test_names_are_text_and_a_broken_file_is_one_sentence(open_page, run_dir):
 
 
 @in_browser
+def test_a_frame_that_arrives_after_the_camera_was_closed_leaves_none_open(open_page, with_page):
+    page, late = open_page(390), []
+    page.click("#live")
+    page.locator("#picture").wait_for(timeout=60_000)
+    page.route("**/runs/*/camera", lambda route: late.append(route))  # noqa: PLW0108 (a builtin is refused)
+    until(lambda: page.wait_for_timeout(20) or late)
+    page.click("#stop")
+    until(lambda: not with_page.cameras._cameras)
+    with page.expect_response("**/runs/*/camera"):
+        late[0].continue_()
+    until(lambda: page.wait_for_timeout(20) or not with_page.cameras._cameras)
+
+
+@in_browser
 def test_the_camera_gives_a_class_live_and_recorded(open_page, with_page):
     page = open_page(390)
     page.click("#live")
