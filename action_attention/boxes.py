@@ -132,26 +132,33 @@ def localize_boxes(
     ious = {name: [each.iou(action_boxes(each.maps[name], taus[name])) for each in judged] for name in names}
     ious |= {name: [each.iou(box) for each in judged] for name, box in _fixed_boxes(tuned).items()}
     ious["oracle"] = [float(box_iou(grid_boxes(each.truth, grid), each.truth).mean()) for each in judged]
-    of_videos = {name: np.array(values) for name, values in ious.items()}
+    figures = _figures({name: np.array(values) for name, values in ious.items()}, judged)
+    return {"videos": len(judged), "training_videos": len(tuned), "tau": taus, **figures}
+
+
+def _figures(ious: dict[str, np.ndarray], judged: list[_Video]) -> dict:
+    """Tube IoU, CorLoc and video-mAP of what has a tube IoU with each video."""
     labels = np.array([each.prediction.label for each in judged])
     scores = np.stack([each.prediction.probabilities.mean(axis=0) for each in judged])
 
-    def above(found: dict[str, np.ndarray]) -> list[float] | None:
-        return mean_interval95(found["attention"].astype(float) - found["training_box"])
+    def means(values: dict[str, np.ndarray]) -> dict:
+        above = mean_interval95(values["attention"].astype(float) - values["training_box"])
+        return {**{name: float(each.mean()) for name, each in values.items()}, "above_training_box_ci95": above}
 
-    result: dict = {"videos": len(judged), "training_videos": len(tuned), "tau": taus}
-    result["tube_iou"] = {name: float(values.mean()) for name, values in of_videos.items()}
-    result["tube_iou"]["above_training_box_ci95"] = above(of_videos)
-    for least in CORLOC:
-        right = {name: values >= least for name, values in of_videos.items()}
-        result[f"corloc_{least:g}"] = {name: float(values.mean()) for name, values in right.items()}
-        result[f"corloc_{least:g}"]["above_training_box_ci95"] = above(right)
-    for least in VIDEO_MAP:
-        result[f"video_map_{least:g}"] = {
-            name: float(np.mean([
-                average_precision(scores[:, label], (labels == label) & (values >= least), int((labels == label).sum()))
-                for label in np.unique(labels)
-            ]))
-            for name, values in of_videos.items()
-        }  # fmt: skip
-    return result
+    def mean_ap(right: np.ndarray) -> float:
+        return float(np.mean([
+            average_precision(scores[:, label], right & (labels == label), int((labels == label).sum()))
+            for label in np.unique(labels)
+        ]))  # fmt: skip
+
+    def at_least(least: float) -> dict[str, np.ndarray]:
+        return {name: values >= least for name, values in ious.items()}
+
+    return {
+        "tube_iou": means(ious),
+        **{f"corloc_{least:g}": means(at_least(least)) for least in CORLOC},
+        **{
+            f"video_map_{least:g}": {name: mean_ap(right) for name, right in at_least(least).items()}
+            for least in VIDEO_MAP
+        },
+    }

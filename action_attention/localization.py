@@ -134,15 +134,9 @@ def localize(
             without.append(prediction.name)
             continue
         actor = Actor(actor.cells[shown], actor.centres[shown])
-        count, rows, columns = prediction.attention.shape
-        uniform, centre = np.full((count, rows, columns), 1 / (rows * columns)), np.zeros((count, rows, columns))
-        centre[:, rows // 2, columns // 2] = 1
-        maps = {"attention": prediction.attention, "uniform": uniform, "centre": centre}
-        if read_motion and (motion := read_motion(prediction.name)) is not None:
-            maps |= motion_controls(motion)
-        if name := others.get(prediction.name):
-            other = of_name[name]
-            maps["permuted"] = other.attention[np.arange(count) * len(other.attention) // count]
+        other = of_name.get(others.get(prediction.name, ""))
+        maps = {"attention": prediction.attention}
+        maps |= _control_maps(prediction, other, read_motion(prediction.name) if read_motion else None)
         scored.append({name: locate(each[shown], actor).mean(axis=0) for name, each in maps.items()})
         known.append(prediction.label)
         frames += int(shown.sum())
@@ -167,6 +161,21 @@ def localize(
             for label in np.unique(labels)
         },
     }
+
+
+def _control_maps(
+    prediction: VideoPrediction, other: VideoPrediction | None, motion: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Maps `(n, rows, columns)` of the controls of `localize` that can be had for a video."""
+    count, rows, columns = prediction.attention.shape
+    uniform, centre = np.full((count, rows, columns), 1 / (rows * columns)), np.zeros((count, rows, columns))
+    centre[:, rows // 2, columns // 2] = 1
+    maps = {"uniform": uniform, "centre": centre}
+    if motion is not None:
+        maps |= motion_controls(motion)
+    if other:
+        maps["permuted"] = other.attention[np.arange(count) * len(other.attention) // count]
+    return maps
 
 
 def _means(scores: np.ndarray, names: list[str]) -> dict:

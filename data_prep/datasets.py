@@ -72,15 +72,7 @@ def choose_split(
     read_from = lists or made_lists(made_in)
     tags = match_names(read_lists(read_from, number if lists else 1), cache.videos)
     tags = {name: tag for name, tag in tags.items() if test or tag != TEST}
-    missing = sorted(name for name, tag in tags.items() if tag and name not in cache.videos)
-    if missing:
-        sentence = f"{cache.folder} lacks {len(missing)} videos of the lists: {', '.join(missing[:10])}"
-        if not allow_missing:
-            raise UserError(f"{sentence}; extract them, or train without them by --allow_missing")
-        warnings.append(f"{sentence}; they are left out")
-        about["missing"] = {"videos": len(missing), "first": missing[:10]}
-        about["split"] = f"{about['split']} without {len(missing)} missing videos"
-    tags = {name: tag for name, tag in tags.items() if name in cache.videos}
+    warnings += _leave_out_missing(cache, tags, about, allow_missing)
     if VALIDATION in tags.values():
         about["validation"] = read_from.name
     split = make_split(tags, validation, seed, groups)
@@ -95,19 +87,8 @@ def choose_split(
         whole = [f"{name} ({group})" for name, group in single_recordings(divided, groups).items()]
         if whole:
             warnings.append(f"all videos of {', '.join(whole)} are one recording and stay in training")
-    copies = copies_across(split, {name: video.file_sha256 for name, video in cache.videos.items()})
-    if copies:
-        sentence = f"{len(copies)} videos have the same bytes as a held-out one, such as {copies[0][0]}"
-        if duplicates == "error":
-            raise UserError(f"{sentence}; --duplicates=allow keeps them, drop_train leaves them out")
-        dropped = {name for name, _ in copies} if duplicates == "drop_train" else set()
-        if dropped:
-            about["split"] = f"{about['split']} without {len(dropped)} copies"
-        split = {subset: [name for name in videos if name not in dropped] for subset, videos in split.items()}
-        about["duplicates"] = {"videos": len(copies), "policy": duplicates, "first": copies[:10]}
-        what = "left out" if dropped else "kept, as officially; --duplicates=drop_train leaves them out"
-        warnings.append(f"{sentence}; {what}")
-    return split, about, warnings + thin_classes(split)
+    split, of_copies = _decide_on_copies(cache, split, about, duplicates)
+    return split, about, [*warnings, *of_copies, *thin_classes(split)]
 
 
 def made_lists(folder: Path) -> Path:
@@ -166,6 +147,49 @@ def recordings(cache: FeatureCache) -> tuple[dict[str, str], dict[str, Any], lis
     about: dict[str, Any] = {"by": _kind(videos), "groups": len(set(together.values())), "near_duplicates": shown}
     about |= {"near_duplicate_pairs": number, "up_to": limit, "videos_without_hashes": without}
     return together, about, warnings
+
+
+def _leave_out_missing(
+    cache: FeatureCache, tags: dict[str, int], about: dict[str, Any], allow_missing: bool
+) -> list[str]:
+    """Takes the videos that the cache lacks from `tags` and writes them into `about`; a warning if there are any.
+
+    Raises UserError if some of them train or are tested and may not be missing.
+    """
+    absent = [name for name in tags if name not in cache.videos]
+    missing = sorted(name for name in absent if tags[name])
+    for name in absent:
+        del tags[name]
+    if not missing:
+        return []
+    sentence = f"{cache.folder} lacks {len(missing)} videos of the lists: {', '.join(missing[:10])}"
+    if not allow_missing:
+        raise UserError(f"{sentence}; extract them, or train without them by --allow_missing")
+    about["missing"] = {"videos": len(missing), "first": missing[:10]}
+    about["split"] = f"{about['split']} without {len(missing)} missing videos"
+    return [f"{sentence}; they are left out"]
+
+
+def _decide_on_copies(
+    cache: FeatureCache, split: dict[str, list[str]], about: dict[str, Any], duplicates: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The split by one of `DUPLICATES`, which is written into `about`, and a warning if there are copies.
+
+    Raises UserError if there are copies and `duplicates` is `error`.
+    """
+    copies = copies_across(split, {name: video.file_sha256 for name, video in cache.videos.items()})
+    if not copies:
+        return split, []
+    sentence = f"{len(copies)} videos have the same bytes as a held-out one, such as {copies[0][0]}"
+    if duplicates == "error":
+        raise UserError(f"{sentence}; --duplicates=allow keeps them, drop_train leaves them out")
+    about["duplicates"] = {"videos": len(copies), "policy": duplicates, "first": copies[:10]}
+    if duplicates == "allow":
+        return split, [f"{sentence}; kept, as officially; --duplicates=drop_train leaves them out"]
+    dropped = {name for name, _ in copies}
+    about["split"] = f"{about['split']} without {len(dropped)} copies"
+    split = {subset: [name for name in videos if name not in dropped] for subset, videos in split.items()}
+    return split, [f"{sentence}; left out"]
 
 
 def _make(cache: FeatureCache, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
