@@ -26,74 +26,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from action_attention.boxes import CORLOC, VIDEO_MAP
 from action_attention.calibration import LIMITS
 from action_attention.clips import class_names
 from action_attention.errors import UserError, first_line, remedy
 from action_attention.features import FeatureCache, write_json
 from action_attention.files import check_name, check_plain, check_tree
-from action_attention.localization import CONTROLS
 from action_attention.metrics import VideoPrediction
 from action_attention.model_file import ModelFile, by_path, load_arrays
 from action_attention.models import ActionModel
 from action_attention.packages import PARTS, unpacked
 from action_attention.registry import Config, model_names, renamed
-from action_attention.settings import VOTES
+from action_attention.schemas import ABOUT, CALIBRATION, FINISHED, HISTORY, MADE_BY, METRICS, OF_FRAMES, SPLIT
 from action_attention.untrusted import complaint, read_json, read_npz
 
 FILES = ("run.json", "split.json", "flags.txt", "model.keras", "last_state.npz", "history.json", "logs")
 PRETRAINED = Path(__file__).parent / "pretrained"
 SUBSETS = ("train", "validation", "test")
 SCHEMA_VERSION = 2  # of run.json; one that is not said is 1, which counted epochs from 0
-
-# What is read of the JSON files, as `untrusted.complaint` takes it.
-MADE_BY = {"schema_version?": int, "git?": str, "versions?": {str: str}}
-FEATURES: dict[str, Any] = {
-    "settings": {"weights": str, "fps": float, "backbone": str, "precision": str}, "cube_shape?": [int, int, int]
-}  # fmt: skip
-ABOUT: dict[str, Any] = {
-    "config": {"model": str},
-    "classes": [str],
-    "cache": {
-        "folder": str, "fingerprint?": str, "files?": {str: str},
-        **FEATURES, "flow?": FEATURES,
-    },
-    "best?": {"epoch": (int, None)}, "of_frames?": bool, "box_tau?": float,
-    **{name: (str, int, None) for name in ("dataset?", "split?", "validation?")},
-}  # fmt: skip
-FINISHED = {"epochs": (int, None), "seconds": float, "git": str, "versions": {str: str}}
-SPLIT = {str: [str]}
-HISTORY = [{str: float}]
-_AIM = {
-    "attention": float, "attention_ci95": ([float, float], None), "uniform": float, "centre": float,
-    **{f"{control}?": float for control in CONTROLS[2:]},  # which versions before 0.3 did not measure
-    **{f"above_{control}_ci95?": ([float, float], None) for control in CONTROLS},
-}  # fmt: skip
-_OF_BOXES = {
-    **dict.fromkeys(("attention", "whole_frame", "centred_box", "training_box", "oracle"), float),
-    "motion?": float, "motion_centre?": float, "above_training_box_ci95?": ([float, float], None),
-}  # fmt: skip
-BOXES = {
-    "videos": int, "training_videos": int, "tau": {"attention": float}, "tube_iou": _OF_BOXES,
-    **{f"corloc_{least:g}": _OF_BOXES for least in CORLOC},
-    **{f"video_map_{least:g}": _OF_BOXES for least in VIDEO_MAP},
-}  # fmt: skip
-METRICS = {
-    **{name: (str, int, None) for name in ("dataset", "split", "validation")},
-    "subset": str, "model": str, "seed": int, "weights": str, "videos": int, "vote": set(VOTES),
-    **dict.fromkeys(("video_top1", "video_top5", "macro_f1"), float), "video_top1_ci95": [float, float],
-    "per_class": {str: {"accuracy": float, "videos": int}}, "confusion": [[int]], "entropy?": float,
-    "localization?": {
-        "videos": int, "frames": int, "frames_without_annotation": int, "without_annotation": [str],
-        "pointing": _AIM, "mass": _AIM, "boxes?": (BOXES, None),
-    },
-}  # fmt: skip
-_FIGURES = {"confidence": float, "accuracy": float, "ece": float}
-CALIBRATION = {
-    "temperature": float, "videos": int, "runs": int, "judged_by": str, "before": _FIGURES, "after": _FIGURES,
-    "threshold": float, "above_threshold": {"share": float, "accuracy": (float, None)},
-}  # fmt: skip
-OF_FRAMES = ("clip_top1", "frame_top1", "cross_entropy")  # null where a model decides on whole videos
 
 
 @dataclass

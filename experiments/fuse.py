@@ -17,7 +17,8 @@ from action_attention.errors import UserError
 from action_attention.evaluation import write_evaluation
 from action_attention.features import write_json
 from action_attention.metrics import VideoPrediction, rank_classes, summarize
-from action_attention.runs import OF_FRAMES, SCHEMA_VERSION, SUBSETS, Run
+from action_attention.runs import SCHEMA_VERSION, SUBSETS, Run
+from action_attention.schemas import OF_FRAMES
 from action_attention.settings import VOTES
 from data_prep import program
 from data_prep.terminal import say

@@ -22,7 +22,8 @@ from action_attention.errors import UserError
 from action_attention.evaluation import write_evaluation
 from action_attention.features import FeatureCache
 from action_attention.metrics import VideoPrediction, summarize
-from action_attention.runs import OF_FRAMES, Run, describe
+from action_attention.runs import Run, describe
+from action_attention.schemas import OF_FRAMES
 from data_prep import program
 from data_prep.datasets import groups_of
 from data_prep.splits import validation_folds

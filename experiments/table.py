@@ -15,7 +15,8 @@ from action_attention.errors import UserError
 from action_attention.features import with_stream
 from action_attention.metrics import mean_interval95
 from action_attention.registry import defaults, find_model, model_names, renamed
-from action_attention.runs import METRICS, OF_FRAMES, SCHEMA_VERSION, Run
+from action_attention.runs import SCHEMA_VERSION, Run
+from action_attention.schemas import METRICS, OF_FRAMES
 from action_attention.untrusted import read_json
 from data_prep import program
 from experiments import text_table
