@@ -6,8 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import sync_playwright
-from test_report import CHROMIUM, CHROMIUM_FLAGS, in_browser
+
+from tests.browsers import chromium, in_browser
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "diagrams.py"
 DRAWINGS = runpy.run_path(str(SCRIPT))["DRAWINGS"]
@@ -79,10 +79,8 @@ def test_every_arrow_leads_from_the_edge_of_a_box_to_the_edge_of_another(file):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @in_browser

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 import data_prep.extract as extraction
 from action_attention import evaluation
@@ -38,10 +37,10 @@ from data_prep.recognizer import Recognizer
 from data_prep.splits import read_lists
 from experiments import options, report
 from tests import test_report
+from tests.browsers import CHROMIUM, chromium
 from tests.conftest import CLASSES, write_video
 from tests.test_hmdb51 import pack, rar, tree
 from tests.test_programs import PACKAGES, dangerous_files
-from tests.test_report import CHROMIUM, CHROMIUM_FLAGS
 from tests.test_training import ABOUT, config, edit, history_of, make_run
 
 pytestmark = pytest.mark.slow
@@ -582,8 +581,7 @@ def test_names_come_back_from_csv_files_and_never_run_in_the_report(tmp_path, mo
     assert [video["name"] for video in json.loads(data)["videos"]] == sorted(set(names))
     browser_says = "no browser here"
     if CHROMIUM:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        with chromium() as browser:
             shown, said = browser.new_page(), []
             shown.on("pageerror", lambda error: said.append(str(error)))
             shown.on("dialog", lambda dialog: said.append(dialog.message))
@@ -592,7 +590,6 @@ def test_names_come_back_from_csv_files_and_never_run_in_the_report(tmp_path, mo
             assert shown.evaluate("window.owned") is None
             assert shown.locator("main img").count() == 0
             assert said == []
-            browser.close()
         browser_says = "none ran in Chromium"
     tried = len(NAMES) + len(HOSTILE_CLASSES)
     fault(

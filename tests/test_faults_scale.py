@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from conftest import write_video
 from fuzz import content, sentence_of
-from playwright.sync_api import sync_playwright
 
 from action_attention.errors import UserError
 from action_attention.evaluation import evaluate
@@ -30,10 +29,10 @@ from data_prep.recognizer import Recognizer
 from data_prep.videos import VideoReader
 from experiments import report
 from tests import test_report
+from tests.browsers import CHROMIUM, chromium
 from tests.test_faults_extraction import EXTRACT
 from tests.test_faults_training import arguments, assert_the_same_run, state_of, succeeds
 from tests.test_faults_training import tree as files_of
-from tests.test_report import CHROMIUM, CHROMIUM_FLAGS
 from tests.test_training import ABOUT, config, curves_of, history_of, make_run, weights_of
 
 pytestmark = pytest.mark.slow
@@ -205,8 +204,7 @@ def test_a_report_of_5000_videos(tmp_path, fault):
     assert more < 200 * MB
     opened = "no browser here"
     if CHROMIUM:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        with chromium() as browser:
             shown, said = browser.new_page(), []
             shown.on("pageerror", lambda error: said.append(str(error)))
             started = time.monotonic()
@@ -216,7 +214,6 @@ def test_a_report_of_5000_videos(tmp_path, fault):
             shown.get_by_label("True class").select_option("3")
             shown.wait_for_function("document.querySelector('#successes .count').textContent.includes(' of ')")
             assert shown.evaluate("document.querySelectorAll('*').length") < 6_000  # 51 * 51 are the numbers' cells
-            browser.close()
         assert said == []
         assert to_open < 20
         opened = f"open in {to_open:.1f} s"

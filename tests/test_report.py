@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 from action_attention import evaluation
 from action_attention.boxes import action_boxes
 from action_attention.errors import UserError
 from action_attention.metrics import VideoPrediction, summarize
 from experiments import report, table
+from tests.browsers import chromium, in_browser
 from tests.conftest import write_video
 
 HOSTILE = "<img src=x onerror=window.owned=1>"
@@ -21,12 +21,6 @@ CLASSES = [HOSTILE, "nod & <", "spin"]
 # the name of class 1 and that of its files make a closing script tag: nod & </script>
 FILES = ('it\'s "50%" #{}?.avi', "script><script>window.owned={}<!--.avi", "ünï {}.avi")
 VIDEOS, FRAMES, GONE = 18, 4, 5
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CHROMIUM_FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt-get install chromium)")
 
 
 def make_run(folder, seed, videos=VIDEOS, classes=CLASSES, validation="source", weights="imagenet"):
@@ -96,10 +90,8 @@ def output(tmp_path_factory, run_dirs, source):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

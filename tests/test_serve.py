@@ -24,7 +24,6 @@ import forked
 import numpy as np
 import pytest
 from conftest import CLASSES, encode, small_network
-from playwright.sync_api import sync_playwright
 
 from action_attention.errors import UserError
 from action_attention.heatmaps import overlay
@@ -37,7 +36,7 @@ from experiments import jobs as jobs_module
 from experiments import serve
 from experiments.jobs import CAMERAS, KEPT, WAITING, read_jpeg
 from experiments.server import THREADS, Server
-from tests.test_report import CHROMIUM, CHROMIUM_FLAGS, in_browser
+from tests.browsers import chromium, in_browser
 from tests.test_training import config, make_run
 
 ME, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -611,10 +610,8 @@ def browser(tmp_path_factory):
             file.write(b"FRAME\n" + rng.integers(16, 236, 3 * size[0] * size[1] // 2, np.uint8).tobytes())
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
               f"--use-file-for-fake-video-capture={film}"]  # fmt: skip
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[*CHROMIUM_FLAGS, *camera])
+    with chromium(*camera) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
