@@ -17,6 +17,7 @@ from tests.test_training import config, make_run
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+NEEDED = {"predict": {"VIDEO": "v"}, "tensorboard": {"RUNS": "."}, "export": {"FORMAT": "onnx"}}
 
 
 @pytest.fixture
@@ -81,8 +82,7 @@ def test_odd_characters_in_make_variables(tmp_path, fault):
     tried, folder = 0, checkout_in(tmp_path / "checkout")
     for target, flags in FLAGS.items():
         for name, value in odd_values(folder, target).items():
-            values = {"VIDEO": "v"} | {name: value} if target == "predict" else {name: value}
-            values |= {"RUNS": "."} if target == "tensorboard" and name != "RUNS" else {}
+            values = NEEDED.get(target, {}) | {name: value}
             for way in (values, {"environment": values}):
                 (arguments,) = calls_of(folder, target, **way)
                 assert arguments.count(f"--{flags[name]}={value}") == 1, (target, name)
