@@ -341,7 +341,8 @@ def main() -> None:
     without = sum("note" in said for said in drawn.values())
     if without:
         warn(f"{without} of {len(drawn)} videos could not be drawn; the page says why")
-    say(f"{output / 'index.html'}: {len(runs)} runs, overlays of {len(drawn) - without} videos; open it in a browser")
+    of_runs = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+    say(f"{output / 'index.html'}: {of_runs}, overlays of {len(drawn) - without} videos; open it in a browser")
 
 
 if __name__ == "__main__":
