@@ -8,6 +8,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from action_attention.errors import UserError
@@ -354,7 +355,10 @@ def _folds(videos: list[str], folds: int, seed: int, groups: dict[str, str]) -> 
             "others, or say by a CSV file with the column group (--splits) what belongs together"
         )
     most = min(*number.values(), len(set(sources)))
-    splitter = StratifiedGroupKFold(min(folds, most), shuffle=True, random_state=seed)
-    for _, indices in splitter.split(videos, classes, sources):
+    # shuffled here: before 1.8, scikit-learn shuffled the groups' counts of classes and not the groups
+    order = np.random.RandomState(seed).permutation(sorted(set(sources)))
+    places = {source: place for place, source in enumerate(order.tolist())}
+    splitter = StratifiedGroupKFold(min(folds, most))
+    for _, indices in splitter.split(videos, classes, [places[source] for source in sources]):
         if held_out := [videos[index] for index in indices if sources[index] not in stay.values()]:
             yield sorted(set(videos).difference(held_out)), held_out

@@ -1,5 +1,6 @@
 """What `experiments.benchmark` measures against: the same work done the plain way, or by other libraries."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class PlainCore(keras.layers.Layer):
         states, hiddens, attention = [hidden, hidden], [], []
         for t in range(features.shape[1]):
             scores = self.to_scores(ops.tanh(self.from_frame(features[:, t]) + self.from_hidden(hidden)))
-            attention.append(ops.softmax(scores, axis=(1, 2)))
+            weights = ops.softmax(ops.reshape(scores, (-1, math.prod(features.shape[2:4]))))
+            attention.append(ops.reshape(weights, (-1, *features.shape[2:4], 1)))
             hidden, states = self.cell(features[:, t] * attention[-1], states)
             hiddens.append(hidden)
         maps = ops.stack(attention, axis=1)[..., 0] * ops.cast(mask, "float32")[..., None, None]
