@@ -726,7 +726,8 @@ def test_the_camera_gives_a_class_live_and_recorded(open_page, with_page):
     page.click("#start")
     page.wait_for_timeout(800)
     page.click("#stop")
-    page.locator("#overlay").wait_for(timeout=60_000)
+    page.locator("#overlay:visible, #said:visible").wait_for(timeout=60_000)
+    assert page.locator("#said").inner_text() == ""
     assert plays(page)
     assert page.locator("#answer").inner_text() in CLASSES
     assert page.locator("#file").inner_text().startswith("your recording: ")
