@@ -44,7 +44,7 @@ class Worker:
     def __enter__(self) -> "Worker":
         pid = os.getpid()
         owner = {"name": self.name, "machine": _machine(), "pid": pid, "started": _started(pid)}
-        self.file.write_text(json.dumps(owner))
+        self._appear(json.dumps(owner))
         self._beat.start()
         return self
 
@@ -59,6 +59,16 @@ class Worker:
         for lock in self._locks():
             self.release(lock.stem)
         self.file.unlink(missing_ok=True)
+
+    def _appear(self, owner: str) -> None:
+        """Makes this worker's file, whole at once where the file system can: a killed one leaves none without owner."""
+        try:
+            with os.fdopen(os.open(self.folder, os.O_TMPFILE | os.O_WRONLY, 0o666), "w", encoding="utf-8") as file:
+                file.write(owner)
+                file.flush()
+                os.link(f"/proc/self/fd/{file.fileno()}", self.file, src_dir_fd=file.fileno())  # which follows the link
+        except OSError:  # such as NFS
+            self.file.write_text(owner, encoding="utf-8")
 
     def part(self, what: str) -> Path:
         """A temporary file of this worker's."""

@@ -1,5 +1,6 @@
 """Claims of names in a folder that several processes share."""
 
+import errno
 import json
 import os
 import signal
@@ -102,6 +103,34 @@ def test_a_killed_process_without_a_claim_is_swept_away_too(tmp_path):
         assert names(tmp_path) == [worker.file.name]
 
 
+def start_and_die(folder: Path) -> None:
+    """A process that is killed as soon as it would give its file a name, its content written."""
+    os.link = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    Worker(folder).__enter__()
+
+
+def test_a_worker_that_is_killed_while_it_starts_leaves_nothing(tmp_path):
+    process = forked._context.Process(target=start_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_unnamed_files_serves_too(tmp_path, monkeypatch):
+    def refuse(path, flags, *_):
+        assert flags & os.O_TMPFILE
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        worker = Worker(tmp_path).__enter__()
+    assert json.loads(worker.file.read_text())["pid"] == os.getpid()
+    assert worker.claim("a")
+    worker.__exit__(None, None, None)
+    assert names(tmp_path) == []
+
+
 def test_a_worker_of_another_machine_is_dead_when_it_was_silent_by_the_file_systems_clock(tmp_path, monkeypatch):
     owner = {"name": "elsewhere-7-012345", "machine": "another boot", "pid": os.getpid(), "started": "1"}
     (tmp_path / "worker-elsewhere-7-012345.part").write_text(json.dumps(owner))
@@ -139,7 +168,7 @@ def test_a_worker_that_was_taken_for_dead_says_so(tmp_path):
 
 
 def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
-    def refused(*_):
+    def refused(*_, **__):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
