@@ -331,7 +331,7 @@ def main() -> None:
     results = [result for file in args.results for result in read_results(Path(file))]
     results += [read_result(Path(folder), args.subset) for folder in args.run_dir]
     if args.output:
-        lines = ",\n".join(map(json.dumps, results))  # a line for each run
+        lines = ",\n".join(json.dumps(result, separators=(",", ":")) for result in results)  # a line for each run
         Path(args.output).write_text(f"[\n{lines}\n]\n")
     tables = [markdown(results), over_splits(results), localization(results), boxes(results)]
     if args.differences:
