@@ -13,6 +13,7 @@ import yaml
 from test_partition import EXAMPLES, SHARD_VIDEOS, content, given_flags, stamps
 
 from action_attention.errors import UserError
+from data_prep import ray_engine
 from data_prep.extract import extract
 from data_prep.ray_engine import Cluster
 
@@ -30,10 +31,7 @@ def test_without_ray_one_sentence_names_the_extra(tmp_path, monkeypatch):
 
 
 def without_ray():
-    import importlib.util  # noqa: PLC0415
-
-    find = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *package: None if name == "ray" else find(name, *package)
+    ray_engine.find_spec = lambda name: None
 
 
 @pytest.mark.parametrize(
