@@ -185,7 +185,7 @@ def _decide_on_copies(
         raise UserError(f"{sentence}; --duplicates=allow keeps them, drop_train leaves them out")
     about["duplicates"] = {"videos": len(copies), "policy": duplicates, "first": copies[:10]}
     if duplicates == "allow":
-        return split, [f"{sentence}; kept, as officially; --duplicates=drop_train leaves them out"]
+        return split, [f"{sentence}; kept, as official lists have them; --duplicates=drop_train leaves them out"]
     dropped = {name for name, _ in copies}
     about["split"] = f"{about['split']} without {len(dropped)} copies"
     split = {subset: [name for name in videos if name not in dropped] for subset, videos in split.items()}
