@@ -20,6 +20,10 @@ FLOW_MISSING = (
 )
 FLOW_UNUSED = "--flow_features is for a model that takes optical flow; train it with --fusion=early, or leave them out"
 
+# the thread that tunes a dataset takes up to two seconds to end with its iterator, and here is nothing to tune
+UNTUNED = tf.data.Options()
+UNTUNED.autotune.enabled = False
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -206,4 +210,4 @@ class Clips:
             labels = loaded.pop("labels")
             return loaded, {"logits": labels, "attention": loaded["mask"]}
 
-        return drawn.map(load).prefetch(4)
+        return drawn.map(load).prefetch(4).with_options(UNTUNED)

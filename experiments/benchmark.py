@@ -48,7 +48,7 @@ import scipy.stats
 import tensorflow as tf
 from absl import flags, logging
 
-from action_attention.clips import Clips, class_names
+from action_attention.clips import UNTUNED, Clips, class_names
 from action_attention.evaluation import predict_videos
 from action_attention.features import FeatureCache, write_json
 from action_attention.registry import Config
@@ -296,7 +296,7 @@ def whole_clips(bench: Bench) -> tuple[np.ndarray, np.ndarray, tf.data.Dataset]:
     whole = [index for index, clip in enumerate(clips.clips) if clip.frames == bench.clip_length][:16]
     features, mask, labels = clips.load(np.array(whole))
     batch = ({"features": features, "mask": mask}, {"logits": labels, "attention": mask})
-    return features, labels, tf.data.Dataset.from_tensors(batch).repeat()
+    return features, labels, tf.data.Dataset.from_tensors(batch).repeat().with_options(UNTUNED)
 
 
 def fitted(model: keras.Model, batches: tf.data.Dataset, steps: int = STEPS) -> Callable[[], object]:
@@ -308,7 +308,7 @@ def data(bench: Bench) -> list[Row]:
     """What waiting for data costs ALSTM's training: nothing where the cache fits in memory."""
     choose_threads("alstm")
     model, clips, endless, steps = bench.model("alstm"), bench.clips(), range(10_000), 4 * STEPS
-    constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat()
+    constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat().with_options(UNTUNED)
     streamed = bench.clips(in_memory=False)
     seconds = time_alternately(
         2 * bench.rounds, constant=fitted(model, constant, steps),

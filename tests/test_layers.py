@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 from scipy.signal import correlate
 from scipy.special import expit as sigmoid
@@ -168,6 +169,33 @@ def test_a_cell_that_is_reset_every_frame_is_another_recurrence(name, clip):
     hidden, _ = layer(*clip, training=False)
     reset_hidden, _ = restated(layer, clip[0], reset_cell=True)
     assert np.abs(np.asarray(hidden)[:, 5:] - reset_hidden[:, 5:]).max() > 0.1
+
+
+@pytest.mark.parametrize("settings", [{}, {"cells": 2}, {"ablate": "cell_state"}])
+def test_one_product_is_the_gradient_that_a_loop_adds_up_frame_by_frame(settings, clip, monkeypatch):
+    layer = built(core(ALSTM, dropout=0.0, **settings), clip)
+
+    def step():
+        with tf.GradientTape() as tape:
+            hidden, attention = layer(*clip, training=True)
+            loss = ops.sum(hidden**2) + ops.cast(ops.sum(attention**2), "float64")
+        gradients = tape.gradient(loss, [weight.value for weight in layer.weights], unconnected_gradients="zero")
+        return {"loss": loss, **dict(zip((weight.path for weight in layer.weights), gradients, strict=True))}
+
+    def gradients_made():
+        """How many matrices of the size of an LSTM's kernel a traced step makes."""
+        sizes = [
+            tuple(weight.shape) for weight in layer.weights if weight.path.endswith("kernel") and "lstm" in weight.path
+        ]
+        made = tf.function(step).get_concrete_function().graph.get_operations()
+        return sum(each.type in ("MatMul", "Einsum") and tuple(each.outputs[0].shape) in sizes for each in made)
+
+    eager, traced, made = step(), tf.function(step)(), gradients_made()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "another")  # which has the loop as it stands
+    assert gradients_made() == FRAMES * made
+    for name, expected in step().items():
+        np.testing.assert_allclose(eager[name], expected, 1e-9, 1e-12, err_msg=name)
+        np.testing.assert_allclose(traced[name], expected, 1e-9, 1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("which", ["mlp_h", "mlp_c"])

@@ -21,6 +21,7 @@ from action_attention.models.attention import (
 from action_attention.models.base import ActionModel, RecurrentSettings
 from action_attention.models.glimpses import BesideMean, Glimpse, Quarters, Whole
 from action_attention.models.locations import flatten_locations, to_maps
+from action_attention.models.lstm import ForgetfulLSTMCell, LSTMCell
 from action_attention.models.states import ClipStates, RecurrentCore, ZeroStates
 from action_attention.registry import register_model
 from action_attention.settings import Training, but, setting
@@ -89,14 +90,6 @@ class ALSTMTraining(Training):
     attention_penalty: float = but(Training, "attention_penalty", 0.5, search=(0.0, 0.1, 0.5, 2.0))
 
 
-class ForgetfulLSTMCell(keras.layers.LSTMCell):
-    """Carries no cell state: it is zero before every frame. The tutorial's defect, as an ablation."""
-
-    def call(self, inputs: Any, states: Any, training: bool | None = None) -> Any:
-        hidden, cell = states
-        return super().call(inputs, [hidden, ops.zeros_like(cell)], training=training)
-
-
 class AttentionLSTM(RecurrentCore):
     """An LSTM over glimpses of the feature cube, made of an attention and a glimpse.
 
@@ -124,7 +117,7 @@ class AttentionLSTM(RecurrentCore):
             if settings.ablate == "first_states"
             else ClipStates(units, [f"mlp_{state}{n}" for n in numbers for state in "hc"], options, name="first")
         )
-        cell = ForgetfulLSTMCell if settings.ablate == "cell_state" else keras.layers.LSTMCell
+        cell = ForgetfulLSTMCell if settings.ablate == "cell_state" else LSTMCell
         decay = {**options, "recurrent_regularizer": options["kernel_regularizer"]}
         self.cells = [cell(units, name=f"lstm{n}", **decay) for n in numbers]
         self.glimpse, self.attention = glimpse, attention
@@ -153,12 +146,13 @@ class AttentionLSTM(RecurrentCore):
         frame_means = ops.mean(cube, axis=2)
         look = self.attention.over(cube, frame_means, drop, self.prior(features, motion) if self.prior else None)
         glance = self.glimpse.over(cube, frame_means, drop)
+        steps = [cell.over(cube.shape[1], ops.shape(cube)[0], training) for cell in self.cells]
         hidden, hiddens, attention = states[-1][0], [], []
         for t in range(cube.shape[1]):
             weights = look(t, hidden)
             below = glance(t, weights)
-            for n, cell in enumerate(self.cells):
-                hidden, states[n] = cell(drop(below) if n else below, states[n])
+            for n, step in enumerate(steps):
+                hidden, states[n] = step(drop(below) if n else below, states[n])
                 below = hidden
             attention.append(ops.mean(weights, axis=1))
             hiddens.append(hidden)
