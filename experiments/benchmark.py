@@ -5,14 +5,15 @@
 Peers (`pip install .[bench]`) that are not installed are skipped by name. The figures go to the screen as a table and
 into a JSON file, where stages that are not run keep what they have; docs/performance.md has them. What bounds what:
 
-- Extraction: the network, 70 ms a frame on two cores; decoding, compression and writing hide behind it. bfloat16 by
-  oneDNN's kernels, as in OpenVINO; XLA's convolutions are slower, and weights frozen into the graph gain nothing.
+- Extraction: the network, 30 ms a frame on two cores in bfloat16 by oneDNN's kernels, as in OpenVINO; XLA's
+  convolutions are slower, and weights frozen into the graph gain nothing. Decoding, compression and writing go on
+  beside it, motion maps in turn with it.
 - The cache: decompression by one core. zstd level 1 is smaller than gzip and lzf, and read more than twice as fast;
   chunks larger than 8 frames are read a tenth faster, but a clip then reads frames that it has no use for (`filters`).
 - ALSTM's step: memory, not arithmetic. The LSTM's kernels have one gradient product of all frames (`models.lstm`); the
   unrolled loop's own writes and adds matrices of their size once a frame, a fifth of the work in float32, two fifths in
-  bfloat16. One thread per operation, because halves of small products cost more than they save; no XLA (slower, and 46 s
-  to compile); frame means, their projection and dropout are out of the loop.
+  bfloat16. One thread per operation, because halves of small products cost more than they save; no XLA (slower, and
+  46 s to compile); frame means, their projection and dropout are out of the loop.
 - ConvALSTM's step: its 3x3 products, written as one product over neighbourhoods, whose gradient by the kernel is one
   too; TensorFlow's gradient of a convolution is three times as slow. All threads, bfloat16.
 - The start: imports, then tracing the unrolled loop.
