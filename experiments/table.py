@@ -242,7 +242,7 @@ def differences(results: list[dict]) -> str:
 
     Runs of one split and seed are paired. A seed's gain is the mean over the splits that both models ran, if it ran on
     all of them; the 95 % interval is that of the mean over seeds (Student's t). Models are named by what is otherwise
-    than in the first.
+    than in the first. Raises UserError if no other model ran on a split and seed of the first one's.
     """
     first, *others = _models(results)
     base = {runs[0]["split"]: runs for runs in first}
@@ -260,6 +260,11 @@ def differences(results: list[dict]) -> str:
             shown = [_otherwise(first[0][0], splits[0][0]), _split_names(shared), str(len(seeds))]
             shown += [f"{gains.mean():+.1f}", "{:+.1f} to {:+.1f}".format(*interval) if interval else "-"]
             lines.append(f"| {' | '.join(shown)} |")
+    if len(lines) == 2:
+        name = _about(first[0])[1]
+        raise UserError(
+            f"--differences: no other model ran on a split and seed of {name}; add such runs, or leave it out"
+        )
     return "\n".join(lines)
 
 

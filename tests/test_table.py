@@ -163,6 +163,14 @@ def test_differences_of_several_splits_are_the_mean_of_those_that_both_ran():
     assert row == ["cells=2", "1, 2", "2", "+17.5", "-14.3 to +49.3"]
 
 
+@pytest.mark.parametrize("others", [[], [result(1, 0.5, cells=2)]])
+def test_without_another_models_run_of_a_seed_there_is_no_difference_to_show(others):
+    with pytest.raises(
+        UserError, match=r"^--differences: no other model ran on a split and seed of alstm; add such runs"
+    ):
+        table.differences([result(0, 0.5), *others])
+
+
 @pytest.mark.parametrize(("change", "label"), [({"weights": "random"}, table.RANDOM_WEIGHTS),
                                                ({"validation": "tutorial"}, table.TUTORIAL)])  # fmt: skip
 def test_what_must_not_be_mistaken_is_labelled(change, label):
