@@ -307,7 +307,7 @@ def fitted(model: keras.Model, batches: tf.data.Dataset, steps: int = STEPS) -> 
 
 
 def data(bench: Bench) -> list[Row]:
-    """What waiting for data costs ALSTM's training: nothing where the cache fits in memory."""
+    """What waiting for data costs ALSTM's training, from memory and streamed."""
     choose_threads("alstm")
     model, clips, endless, steps = bench.model("alstm"), bench.clips(), range(10_000), 4 * STEPS
     constant = tf.data.Dataset.from_tensors(next(iter(clips.batches(16)))).repeat().with_options(UNTUNED)

@@ -246,10 +246,7 @@ def differences(results: list[dict]) -> str:
     """
     first, *others = _models(results)
     base = {runs[0]["split"]: runs for runs in first}
-    lines = [
-        f"| against {_about(first[0])[1]} | splits | seeds | video top-1, points | 95 % interval |",
-        "|---|---|---|---|---|",
-    ]
+    name, lines = _about(first[0])[1], []
     for splits in others:
         shared = [runs for runs in splits if runs[0]["split"] in base]
         seeds = _common_seeds(shared + [base[runs[0]["split"]] for runs in shared]) if shared else []
@@ -260,12 +257,12 @@ def differences(results: list[dict]) -> str:
             shown = [_otherwise(first[0][0], splits[0][0]), _split_names(shared), str(len(seeds))]
             shown += [f"{gains.mean():+.1f}", "{:+.1f} to {:+.1f}".format(*interval) if interval else "-"]
             lines.append(f"| {' | '.join(shown)} |")
-    if len(lines) == 2:
-        name = _about(first[0])[1]
+    if not lines:
         raise UserError(
             f"--differences: no other model ran on a split and seed of {name}; add such runs, or leave it out"
         )
-    return "\n".join(lines)
+    head = [f"| against {name} | splits | seeds | video top-1, points | 95 % interval |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *lines])
 
 
 def _otherwise(first: dict, other: dict) -> str:
