@@ -7,10 +7,12 @@ on videos, not on frames: columns of clips and frames stay empty, and there is n
 """
 
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from keras import ops
 from scipy.special import softmax
 from sklearn.preprocessing import normalize as unit_norm
 from sklearn.svm import LinearSVC
@@ -22,6 +24,8 @@ from action_attention.errors import UserError
 from action_attention.evaluation import write_evaluation
 from action_attention.features import FeatureCache
 from action_attention.metrics import VideoPrediction, summarize
+from action_attention.models import ActionModel, build_model
+from action_attention.models.rank_pool import PARTS
 from action_attention.runs import Run, describe
 from action_attention.schemas import OF_FRAMES
 from data_prep import program
@@ -31,7 +35,7 @@ from data_prep.terminal import say
 from experiments import options, table, text_table
 
 NORMALIZATIONS = ("sqrt_l2", "l2")
-POOLINGS = ("mean", "mean_motion", "maxmin")
+POOLINGS = ("mean", "mean_motion", "maxmin", "rank")
 MOTIONS = ("none", "difference", "signed")
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 FOLDS = 3
@@ -66,10 +70,32 @@ def pool(
 
 
 def pool_video(cache: FeatureCache, name: str, normalize: str, motion: str, pooling: str) -> np.ndarray:
-    """`pool` of a video's frames and, if the cache has it beside them, of their flow."""
+    """`pool` of a video's frames and, if the cache has it beside them, of their flow; for "rank", `pool_ranks`."""
+    if pooling == "rank":
+        return pool_ranks(cache, name)
     moved = cache.read_motion(name) if pooling == "mean_motion" else None
     streams = [cache, *([cache.flow] if cache.flow else [])]
     return np.concatenate([pool(stream.read(name), normalize, motion, pooling, moved) for stream in streams])
+
+
+def pool_ranks(cache: FeatureCache, name: str) -> np.ndarray:
+    """What the classifier of an untrained `rank_pool` sees, the whole video as one clip; each part has norm 1."""
+    model, cubes = untrained(*cache.cube_shapes), cache.read(name)
+    inputs = {"features": cubes, "motion": cache.read_motion(name), "mask": np.ones(len(cubes), bool)}
+    inputs |= {"flow": cache.flow.read(name)} if cache.flow else {}
+    for_core, _ = model.prepare({
+        key: ops.convert_to_tensor(value[None], "bool" if key == "mask" else "float32") for key, value in inputs.items()
+    })  # fmt: skip
+    vectors, _ = model.core(for_core.pop("features"), for_core.pop("mask"), **for_core)
+    return unit_norm(np.reshape(vectors[0, 0], (PARTS, -1))).ravel()
+
+
+@lru_cache
+def untrained(cube_shape: tuple[int, int, int], flow_shape: tuple[int, int, int] | None = None) -> ActionModel:
+    """`rank_pool` with both priors, and of two streams if there are two."""
+    settings = {"normalize": "sqrt_l2", "motion_prior": True, "centre_prior": True}
+    settings["fusion"] = "early" if flow_shape else "none"
+    return build_model("rank_pool", 1, cube_shape=cube_shape, flow_shape=flow_shape, **settings)
 
 
 def vectors_and_classes(vectors: dict[str, np.ndarray], videos: list[str]) -> tuple[list, list]:
@@ -121,7 +147,10 @@ def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "run directory; all output goes there", required=True)
     flags.DEFINE_enum("normalize", "sqrt_l2", NORMALIZATIONS, "normalisation of the pooled features")
     flags.DEFINE_enum(
-        "pooling", "mean", POOLINGS, "mean; mean and a mean weighted by motion; maximum and minimum over frames"
+        "pooling",
+        "mean",
+        POOLINGS,
+        "mean; mean and a mean weighted by motion; maximum and minimum over frames; what rank_pool's classifier sees",
     )
     flags.DEFINE_enum("motion", "none", MOTIONS, "append how much successive cubes differ, or how frames change")
     flags.DEFINE_float(
@@ -135,6 +164,8 @@ def define_flags() -> None:
 def main() -> None:
     args, started = flags.FLAGS, time.monotonic()
     cache, run_dir = options.open_features(args.features, args.flow_features), Path(args.run_dir)
+    if args.pooling == "rank" and (args.motion, args.normalize) != ("none", "sqrt_l2"):
+        raise UserError("pooling=rank has its own changes and norm; leave out --motion and --normalize")
     if Run(run_dir).json_file.exists():
         raise UserError(f"{run_dir} already holds a run; give another --run_dir")
     split, about = options.split_as_flagged(cache, run_dir, 0, "none" if args.C else "source")

@@ -289,7 +289,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 SETTINGS = {
     "alstm": {}, "conv_alstm": {"lstm_units": 8}, "softmax": {}, "attentive_pool": {}, "conv3d": {"filters": 8},
-    "late_fusion": {}, "temporal_attention": {}, "max_lstm": {},
+    "late_fusion": {}, "temporal_attention": {}, "max_lstm": {}, "rank_pool": {},
     "recommended": {"scores": "motion", "centre_prior": True, "normalize": "sqrt_l2", "temperature": 0.33},
 }  # fmt: skip
 

@@ -114,7 +114,9 @@ def test_states_are_not_changed_in_place():
     assert_alike(first, again, 0)
 
 
-@pytest.mark.parametrize("name", ["softmax", "attentive_pool", "temporal_attention", "late_fusion", "conv3d"])
+@pytest.mark.parametrize(
+    "name", ["softmax", "attentive_pool", "temporal_attention", "late_fusion", "conv3d", "rank_pool"]
+)
 def test_a_model_without_memory_says_so(name):
     model = build_model(name, CLASSES, cube_shape=(7, 7, CHANNELS))
     assert not model.is_recurrent

@@ -51,6 +51,36 @@ def test_two_streams_are_one_vector_after_the_other(cache):
     np.testing.assert_array_equal(pool_video(cache, name, **alone), np.tile(plain, 2))
 
 
+def test_ranks_are_what_an_untrained_rank_pool_shows_its_classifier(cache):
+    """Means of all locations and of those that move near the middle, their extreme changes, and the rank."""
+    name = min(cache.videos)
+    cubes, moved = cache.read(name).astype(np.float64), cache.read_motion(name).astype(np.float64)
+    rooted = np.sign(cubes) * np.sqrt(np.abs(cubes))
+    rooted /= np.sqrt((rooted**2).mean((1, 2, 3), keepdims=True) + 1e-6)
+    grid = np.exp(-(((np.arange(7) - 3) / 1.5) ** 2) / 2)
+    mean = moved.mean((1, 2), keepdims=True)
+    weights = (0.05 + np.where(mean > 0, moved / np.maximum(mean, 1e-12), 0.95)) * grid[:, None] * grid
+    weights /= weights.sum((1, 2), keepdims=True)
+    seen = rooted.mean((1, 2)), (rooted * weights[..., None]).sum((1, 2))
+    changes = [frames[2:] - frames[:-2] for frames in seen]
+    parts = [part for s, d in zip(seen, changes, strict=True) for part in (s.mean(0), d.max(0), d.min(0))]
+    parts.append(np.arange(1 - len(cubes), len(cubes), 2) @ seen[1])
+    expected = np.concatenate([part / np.linalg.norm(part) for part in parts])
+    given = {"normalize": "sqrt_l2", "motion": "none", "pooling": "rank"}
+    np.testing.assert_allclose(pool_video(cache, name, **given), expected, atol=1e-4)
+    cache.flow = cache  # stands in for it: each part has the channels of both
+    twice = pool_video(cache, name, **given).reshape(7, 2, -1)
+    np.testing.assert_allclose(twice, np.sqrt(0.5) * np.repeat(expected.reshape(7, 1, -1), 2, axis=1), atol=1e-4)
+
+
+def test_ranks_with_changes_of_other_poolings_are_refused(cache_folder, tmp_path):
+    done = run(
+        "experiments.svm", "--features", cache_folder, "--run_dir", tmp_path, "--pooling=rank", "--motion=signed"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pooling=rank has its own changes and norm; leave out --motion and --normalize" in done.stderr
+
+
 def test_the_penalty_is_the_smallest_of_those_that_are_best_on_the_videos_held_out():
     """A rare class close to a frequent one: with C up to 1 the SVM leaves it out, with 3 and with 10 it is found."""
     random = np.random.default_rng(0)

@@ -98,6 +98,7 @@ class ActionModel(keras.Model):
     has_attention: ClassVar[bool] = True
     # True where the operations of a step are so small that two cores take longer for one than one core does
     small_operations: ClassVar[bool] = False
+    classifier_start: ClassVar[str] = "glorot_uniform"  # the classifier's kernel before training
 
     def __init__(self, classes: int, settings: ModelSettings | None = None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -112,7 +113,9 @@ class ActionModel(keras.Model):
         self.core = self.make_core(self.settings, options)
         self.dropout = keras.layers.Dropout(self.settings.dropout, dtype=self.dtype_policy, name="dropout")
         # float32 under mixed precision too: the loss is a logarithm of these
-        self.classifier = keras.layers.Dense(classes, name="classifier", **{**options, "dtype": "float32"})
+        self.classifier = keras.layers.Dense(
+            classes, kernel_initializer=self.classifier_start, name="classifier", **{**options, "dtype": "float32"}
+        )
 
     def make_core(self, settings: Any, options: dict[str, Any]) -> keras.layers.Layer:
         """The layer that this model consists of, named "core"; `options` go to every layer with a kernel.
