@@ -20,7 +20,7 @@ from data_prep.splits import counts
 from data_prep.terminal import say, warn
 
 CONFIGS = Path(__file__).parent / "configs"
-PRESETS = ("recommended",)
+PRESETS = ("recommended", "rank_pool")
 UNSAVED = ("resume", "run_dir", "import", "preset", "format", "devices", "seeds")  # no part of what a run is
 
 

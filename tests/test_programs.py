@@ -237,6 +237,8 @@ def test_a_preset_sets_what_was_not_given():
             assert str(settings[name]).lower() in (value, "true", str(float(value or 0)) if value[:1].isdigit() else "")
     assert "min_steps" not in given("--preset=recommended", "--epochs=2")[1]  # which would overrule what was given
     assert given("--lstm_units=32") == ["alstm", {"lstm_units": 32}]
+    model, settings = given("--preset=rank_pool", "--heads=1")
+    assert (model, settings["heads"], settings["centre_prior"]) == ("rank_pool", 1, True)
 
 
 def test_flags_and_flag_files_of_older_versions_mean_what_they_meant(tmp_path):
