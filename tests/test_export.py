@@ -289,7 +289,8 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 SETTINGS = {
     "alstm": {}, "conv_alstm": {"lstm_units": 8}, "softmax": {}, "attentive_pool": {}, "conv3d": {"filters": 8},
-    "late_fusion": {}, "temporal_attention": {}, "max_lstm": {}, "rank_pool": {},
+    "late_fusion": {}, "temporal_attention": {}, "max_lstm": {},
+    "rank_pool": {"motion_prior": True, "centre_prior": True, "heads": 2, "normalize": "sqrt_l2", "learning_rate": 3e-4},
     "recommended": {"scores": "motion", "centre_prior": True, "normalize": "sqrt_l2", "temperature": 0.33},
 }  # fmt: skip
 
@@ -340,7 +341,7 @@ def test_on_the_sample_dataset_every_format_names_the_classes_that_keras_names(n
             subprocess.run([sys.executable, "-c", ASK_ONNX, *files], check=True, cwd=tmp_path)
             found = dict(np.load(tmp_path / "outputs.npz"))
             assert found.pop("classes").tolist() == run.classes
-        close(found, wanted)
+        close(found, wanted, atol=1e-3 if name == "rank_pool" else 1e-4)  # it scales up what changes little
         assert top1(found["logits"], inputs["mask"], clips) == top1(wanted["logits"], inputs["mask"], clips)
 
 
