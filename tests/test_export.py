@@ -290,7 +290,9 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 SETTINGS = {
     "alstm": {}, "conv_alstm": {"lstm_units": 8}, "softmax": {}, "attentive_pool": {}, "conv3d": {"filters": 8},
     "late_fusion": {}, "temporal_attention": {}, "max_lstm": {},
-    "rank_pool": {"motion_prior": True, "centre_prior": True, "heads": 2, "normalize": "sqrt_l2", "learning_rate": 3e-4},
+    "rank_pool": {
+        "motion_prior": True, "centre_prior": True, "heads": 2, "normalize": "sqrt_l2", "learning_rate": 3e-4,
+    },
     "recommended": {"scores": "motion", "centre_prior": True, "normalize": "sqrt_l2", "temperature": 0.33},
 }  # fmt: skip
 
