@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from keras import ops
 from scipy.special import softmax
 from sklearn.preprocessing import normalize as unit_norm
 from sklearn.svm import LinearSVC
@@ -25,7 +24,6 @@ from action_attention.evaluation import write_evaluation
 from action_attention.features import FeatureCache
 from action_attention.metrics import VideoPrediction, summarize
 from action_attention.models import ActionModel, build_model
-from action_attention.models.rank_pool import PARTS
 from action_attention.runs import Run, describe
 from action_attention.schemas import OF_FRAMES
 from data_prep import program
@@ -80,14 +78,15 @@ def pool_video(cache: FeatureCache, name: str, normalize: str, motion: str, pool
 
 def pool_ranks(cache: FeatureCache, name: str) -> np.ndarray:
     """What the classifier of an untrained `rank_pool` sees, the whole video as one clip; each part has norm 1."""
-    model, cubes = untrained(*cache.cube_shapes), cache.read(name)
-    inputs = {"features": cubes, "motion": cache.read_motion(name), "mask": np.ones(len(cubes), bool)}
-    inputs |= {"flow": cache.flow.read(name)} if cache.flow else {}
-    for_core, _ = model.prepare({
-        key: ops.convert_to_tensor(value[None], "bool" if key == "mask" else "float32") for key, value in inputs.items()
-    })  # fmt: skip
-    vectors, _ = model.core(for_core.pop("features"), for_core.pop("mask"), **for_core)
-    return unit_norm(np.reshape(vectors[0, 0], (PARTS, -1))).ravel()
+    model, motion = untrained(*cache.cube_shapes), cache.read_motion(name)
+    inputs = {"motion": motion[None], "mask": np.ones((1, len(motion)), bool)}
+    for stream, features in (("features", cache), ("flow", cache.flow)):
+        if features:
+            inputs[stream] = features.read(name)[None].astype(np.float32)
+    for_core, _ = model.prepare(inputs)
+    cubes = for_core.pop("features")
+    vectors, _ = model.core(cubes, for_core.pop("mask"), **for_core)
+    return unit_norm(np.reshape(vectors[0, 0], (-1, cubes.shape[-1]))).ravel()
 
 
 @lru_cache

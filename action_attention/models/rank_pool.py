@@ -15,7 +15,6 @@ from action_attention.registry import register_model
 from action_attention.settings import but, setting
 
 APART = 2  # frames from one to the other of which a change is taken, as in P-CNN
-PARTS = 7
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ def unit_scale(vectors: Any) -> Any:
 class RankPool(ActionModel):
     """One decision for a clip, of where it looks and how what is there changes; no recurrence."""
 
-    small_operations = True
     # of thousands of inputs a few hundred videos set only some directions: a random start would stay in the others
     classifier_start = "zeros"
 
