@@ -305,7 +305,40 @@ def motion_conv_alstm() -> Drawing:
     return d
 
 
-DRAWINGS = {"pipeline": pipeline, "alstm": alstm, "conv_alstm": conv_alstm, "motion_conv_alstm": motion_conv_alstm}
+def rank_pool() -> Drawing:
+    d = Drawing("Rank pooling, one clip", "Attention, then what its glimpses change and in which order they come.", 428)
+    frame = d.cube(16, 42, "X_{t}", "7 x 7 x D")
+    score = d.box("learned", 192, 66, 136, 82, "scores", "formula:w . X_{t,i}", "of each head")
+    weights = d.box("look", 400, 42, 116, 130, "softmax", "formula:c_{t}", "(15)", first=124)
+    d.map(428, 48, 60, "heat")
+    glimpse = d.box("look", 588, 66, 160, 82, "glimpse", "formula:g_{t} = Σ_{i} c_{t,i} X_{t,i}", "(16)")
+    mean = d.box("data", 800, 66, 160, 82, "frame's mean", "formula:m_{t} = mean_{i} X_{t,i}", "(16)")
+    flow = d.box("data", 16, 220, 104, 72, "motion", "map of the frame")
+    prior = d.box("learned", 192, 220, 136, 72, "prior", "motion, centre")
+    clip = d.box(
+        "data", 588, 206, 372, 100, "of all n frames, seven parts", "means of g and m",
+        "largest and smallest changes of g and m", "order of g: Σ_{t} (2 t - n - 1) g_{t}   (17)",
+    )  # fmt: skip
+    classify = d.box("learned", 694, 344, 160, 72, "classifier", "formula:y", "one for the clip   (18)")
+    for one, other in ((frame, score), (score, weights), (weights, glimpse)):
+        d.arrow((one.right()[0], 107), (other.left()[0], 107))
+    d.arrow(frame.top(), (frame.top()[0], 20), (glimpse.top()[0], 20), glimpse.top())
+    d.arrow(frame.top(), (frame.top()[0], 20), (mean.top()[0], 20), mean.top())
+    d.arrow(flow.right(), prior.left())
+    d.arrow(prior.right(), (weights.bottom()[0], prior.right()[1]), weights.bottom())
+    d.arrow(glimpse.bottom(), clip.top(80 / 372))
+    d.arrow(mean.bottom(), clip.top(292 / 372))
+    d.arrow(clip.bottom(), classify.top())
+    return d
+
+
+DRAWINGS = {
+    "pipeline": pipeline,
+    "alstm": alstm,
+    "conv_alstm": conv_alstm,
+    "motion_conv_alstm": motion_conv_alstm,
+    "rank_pool": rank_pool,
+}
 
 
 def main() -> None:
