@@ -313,7 +313,7 @@ def rank_pool() -> Drawing:
     d.map(428, 48, 60, "heat")
     glimpse = d.box("look", 588, 66, 160, 82, "glimpse", "formula:g_{t} = Σ_{i} c_{t,i} X_{t,i}", "(16)")
     mean = d.box("data", 800, 66, 160, 82, "frame's mean", "formula:m_{t} = mean_{i} X_{t,i}", "(16)")
-    flow = d.box("data", 16, 220, 104, 72, "motion", "map of the frame")
+    flow = d.box("data", 8, 220, 120, 72, "motion", "one map a frame")
     prior = d.box("learned", 192, 220, 136, 72, "prior", "motion, centre")
     clip = d.box(
         "data", 588, 206, 372, 100, "of all n frames, seven parts", "means of g and m",
