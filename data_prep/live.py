@@ -45,8 +45,8 @@ class LiveRecognizer:
 
     A recurrent model goes on from explicit states (`ActionModel.step`). They begin with the mean of the first `WARM_UP`
     frames, and anew after each clip's number of frames with the mean of these, since the model never saw longer clips.
-    Any other model sees the last frames as one clip each time. Motion maps and optical flow are from a frame to the
-    next: a model that takes them answers one sampled frame late.
+    Any other model sees the last frames as one clip each time, and its answer is the one to that clip. Motion maps and
+    optical flow are from a frame to the next: a model that takes them answers one sampled frame late.
 
     Args:
         recognizer: the run.
@@ -83,7 +83,11 @@ class LiveRecognizer:
         if ready is None:
             return None
         self._inputs.append(self._features(ready[0], of_grid, flow))
-        outputs = self._go_on() if self._model.is_recurrent else self._look_back()
+        if self._model.is_recurrent:
+            outputs = self._go_on()
+        else:
+            self._said.clear()
+            outputs = self._look_back()
         if outputs is None:
             return None
         probabilities, maps = softmax(np.array(outputs["logits"][0]), axis=-1), np.array(outputs["attention"][0])
@@ -124,9 +128,9 @@ class LiveRecognizer:
         return outputs
 
     def _look_back(self) -> dict[str, Any]:
-        """Output of the newest frame, the last one of a clip that is padded as in training while there are few."""
+        """Outputs of the last frames, as one clip that is padded as in training while there are few."""
         window, missing = self._window(), (self._inputs.maxlen or 0) - len(self._inputs)
         clip = {name: np.concatenate([value, *[value[:, -1:]] * missing], axis=1) for name, value in window.items()}
         clip["mask"][:, len(self._inputs) :] = False
         outputs = self._model.predict_on_batch(clip)
-        return {name: value[:, len(self._inputs) - 1 : len(self._inputs)] for name, value in outputs.items()}
+        return {name: value[:, : len(self._inputs)] for name, value in outputs.items()}

@@ -117,7 +117,7 @@ def test_a_run_of_before_cube_shape_was_written_down_is_packaged_too(run_dir, tm
     assert json.loads((tmp_path / "tiny" / "run.json").read_text())["cache"]["cube_shape"] == [7, 7, 512]
 
 
-def test_the_card_says_what_was_measured(run_dir):
+def test_the_card_says_what_was_measured(run_dir, monkeypatch):
     run = Run.open(run_dir)
     metrics, calibration = run.metrics(), run.calibration()
     accuracies = {"leap": 0.5, "nod": 0.25, "spin": 1.0, "jump": 0.5, "hop": 0.0}
@@ -142,6 +142,8 @@ def test_the_card_says_what_was_measured(run_dir):
     ]  # fmt: skip
     fitted = f"fitted on {calibration['videos']} validation videos of 1 run. Judged on"
     assert f"Temperature {calibration['temperature']:.3f}, {fitted}" in text
+    monkeypatch.chdir(runs.PRETRAINED)
+    assert card(Path("tiny"), run, run.model(), metrics, calibration, **TEXTS) == text
     del metrics["localization"]
     elsewhere = card(Path("far/my own.zip"), run, run.model(), metrics, calibration, **TEXTS)
     assert "actor" not in elsewhere
