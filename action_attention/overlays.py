@@ -43,12 +43,13 @@ def draw_overlays(
     only: Iterable[int] | None = None,
     heatmap: str = "absolute",
     boxes: np.ndarray | None = None,
+    confidences: np.ndarray | None = None,
     segments: Sequence[Segment] = (),
     times: Sequence[float] = (),
 ) -> Iterator[np.ndarray]:
     """The frames of a video with what the model says of them.
 
-    Above a frame: the true class, if it is known, the frame's predicted class and its probability. Over it: its
+    Above a frame: the true class, if it is known, the frame's predicted class and its confidence. Over it: its
     heatmap. Below it: a bar of the classes' shares of the vote so far, the true class first, then the others as they
     rank in the end; and the leading class by name. Green is the true class, red a wrong one (of the bar: the leading
     one); where the truth is unknown, blue stands for both. Below that: what the heatmap's colours mean, and, where the
@@ -65,6 +66,7 @@ def draw_overlays(
         only: numbers of the frames to draw, ascending; None for all.
         heatmap: one of `heatmaps.HEATMAPS`.
         boxes: one for each sampled frame, `(n, 4)` of x0, y0, x1, y1 in shares of its width and height, to be drawn.
+        confidences: in the frames' classes, `(n,)`; None for their probabilities.
         segments: of the video.
         times: of the frames, in seconds; there if segments are.
 
@@ -73,6 +75,8 @@ def draw_overlays(
     Raises:
         ValueError: there are more or fewer frames than predictions.
     """
+    if confidences is None:
+        confidences = prediction.probabilities.max(axis=1)
     order = rank_classes(prediction.probabilities, vote)
     if prediction.label is not None:
         order = np.array([prediction.label, *order[order != prediction.label]])
@@ -83,7 +87,8 @@ def draw_overlays(
         if chosen is not None and number not in chosen:
             continue
         picture = _resize(frame, width or _width(frame))
-        above = _header(picture.shape[1], probabilities, prediction.label, classes)
+        predicted = int(probabilities.argmax())
+        above = _header(picture.shape[1], predicted, confidences[number], prediction.label, classes)
         below = _vote_bar(picture.shape[1], shares, leader, order, prediction.label, classes)
         close = bool(relative_entropy(attention[None])[0] > CLOSE_TO_UNIFORM)
         legend = _legend(picture.shape[1], heatmap, close)
@@ -203,14 +208,13 @@ def _with_box(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def _header(width: int, probabilities: np.ndarray, label: int | None, classes: list[str]) -> np.ndarray:
+def _header(width: int, predicted: int, confidence: float, label: int | None, classes: list[str]) -> np.ndarray:
     """The true class and the frame's own, RGB uint8 `(height, width, 3)`."""
-    predicted = int(probabilities.argmax())
     size = _text_size(width)
     lines = [] if label is None else [("true class: ", classes[label], "", PLAIN)]
     mark = "" if label is None else "\u2713 " if predicted == label else "\u2717 "
     lines.append((
-        f"{mark}this frame: ", classes[predicted], f" {probabilities[predicted]:.0%}", _colour(predicted, label),
+        f"{mark}this frame: ", classes[predicted], f" {confidence:.0%}", _colour(predicted, label),
     ))  # fmt: skip
     strip = Image.new("RGB", (width, 2 * round(size * (0.4 + 0.7 * len(lines)))), BACKGROUND)
     draw = ImageDraw.Draw(strip)

@@ -91,6 +91,13 @@ class Result:
         return self.prediction.probabilities
 
     @property
+    def calibrated(self) -> np.ndarray:
+        """`probabilities` at the calibration's temperature, or as they are without a calibration."""
+        if not self.calibration:
+            return self.probabilities
+        return calibrated(self.probabilities, self.calibration["temperature"])
+
+    @property
     def attention(self) -> np.ndarray:
         """Of each sampled frame, `(frames, H, W)`; a map's sum is 1."""
         return self.prediction.attention
@@ -102,7 +109,7 @@ class Result:
         Where the run has a calibration, probabilities are calibrated; the order is that of `eval`, which votes with
         what the model itself says.
         """
-        wins, means = self.probabilities.argmax(axis=1), self._means()
+        wins, means = self.probabilities.argmax(axis=1), self.calibrated.mean(axis=0)
         return [
             {"class": self.classes[index], "votes": float((wins == index).mean()), "probability": float(means[index])}
             for index in rank_classes(self.probabilities, self.vote)[:5]
@@ -126,12 +133,6 @@ class Result:
             self.probabilities, self.classes, self.times, len(self.probabilities) / self.fps,
             vote=self.vote, window=self.window, calibration=self.calibration,
         )  # fmt: skip
-
-    def _means(self) -> np.ndarray:
-        """Of each class, `(C,)`."""
-        if not self.calibration:
-            return self.probabilities.mean(axis=0)
-        return calibrated(self.probabilities, self.calibration["temperature"]).mean(axis=0)
 
     def labelled(self, label: str | None) -> "Result":
         """The same with the true class, so that overlays show what is right. Raises UserError for an unknown class."""
@@ -158,6 +159,7 @@ class Result:
         path = Path(path)
         width = GIF_WIDTH if path.suffix == ".gif" else None
         shown: dict[str, Any] = {"width": width, "heatmap": heatmap, "boxes": self.boxes if boxes else None}
+        shown["confidences"] = self.calibrated.max(axis=1)
         if len(parts := self.segments) > 1:
             shown |= {"segments": parts, "times": self.times}
         frames = in_background(frame for frame in self.read())  # decoded while others are drawn

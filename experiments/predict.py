@@ -291,7 +291,7 @@ def _write_frames(path: Path, about: dict, result: Result) -> None:
     with written_whole(path) as part, part.open("w") as file:
         file.write(json.dumps(about, indent=2).removesuffix("\n}") + ',\n  "frames": [')
         boxes = [None] * len(result.times) if result.boxes is None else result.boxes.round(6).tolist()
-        each = zip(result.times, result.probabilities, result.attention, boxes, strict=True)
+        each = zip(result.times, result.calibrated, result.attention, boxes, strict=True)
         bar = tqdm(
             each, "writing .json", len(result.times), leave=False, unit=" frames", disable=None, dynamic_ncols=True
         )

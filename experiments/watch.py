@@ -132,6 +132,6 @@ def _drawn(first: Sight, rest: Iterable[Sight], fps: float, heatmap: str) -> Ite
 
 def _overlay(seen: Seen, heatmap: str) -> np.ndarray:
     result = seen.result
-    means = result.probabilities.mean(axis=0, keepdims=True)
+    means = result.calibrated.mean(axis=0, keepdims=True)
     now = replace(result.prediction, probabilities=means, attention=seen.attention[None])
     return next(draw_overlays([seen.frame], now, result.classes, "mean", heatmap=heatmap))

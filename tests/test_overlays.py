@@ -93,6 +93,8 @@ def test_class_and_confidence_are_drawn():
     assert not np.array_equal(parts(sure)[0], parts(unsure)[0])
     (renamed,) = draw(predicted(0), classes=["bump", "run", "walk"])
     assert not np.array_equal(parts(sure)[0], parts(renamed)[0])
+    (calibrated,) = draw(predicted(0), confidences=np.array([0.6]))
+    np.testing.assert_array_equal(calibrated, unsure)
 
 
 def test_the_bar_shows_the_shares_of_the_vote_so_far():

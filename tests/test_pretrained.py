@@ -360,6 +360,25 @@ def test_predict_by_a_pretrained_model(installed, predicted):
     assert sorted(installed.iterdir()) == before
 
 
+def test_every_frames_confidence_is_calibrated(installed, predicted, monkeypatch, tmp_path):
+    """In the JSON and above the picture, as the video's is."""
+    drawn, draw = [], recognizer_module.draw_overlays
+
+    def drawing(*given, confidences, **more):
+        drawn.append(confidences)
+        return draw(*given, confidences=confidences, **more)
+
+    monkeypatch.setattr(recognizer_module, "draw_overlays", drawing)
+    edit(installed, "calibration.json", temperature=3.0)
+    _, about, _, _ = predicted(pretrained="tiny")
+    result = aa.load("tiny").predict(tmp_path / "clip.avi")
+    flat = result.probabilities ** (1 / 3)
+    expected = (flat / flat.sum(axis=1, keepdims=True)).max(axis=1)
+    assert not np.allclose(expected, result.probabilities.max(axis=1), atol=1e-3)
+    np.testing.assert_allclose([frame["confidence"] for frame in about["frames"]], expected, atol=1e-5)
+    np.testing.assert_allclose(drawn, [expected], atol=1e-5)
+
+
 def test_predict_by_a_run_without_calibration(installed, predicted, run_dir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
