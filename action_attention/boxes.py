@@ -16,7 +16,9 @@ from action_attention.metrics import VideoPrediction, mean_interval95
 
 SIDE = 224  # rows and columns that a map is enlarged to
 FRAMES = 5  # that a map is averaged over, and a box's sides are the medians of
-TAUS = (0.002, 0.005, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 10)))  # sharp maps take small ones
+TAUS = (  # sharp maps take small ones
+    0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
+)  # fmt: skip
 TUNING_VIDEOS = 100  # training videos that tau is chosen on, at most
 CORLOC = (0.2, 0.3, 0.5)
 VIDEO_MAP = (0.2, 0.5)
