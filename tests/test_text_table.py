@@ -15,7 +15,7 @@ from tests import forked
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 FILES = (
     "jhmdb", "jhmdb_ablations", "jhmdb_conv_ablations", "jhmdb_lite0", "jhmdb_lite0_tutorial", "jhmdb_two_streams",
-    "jhmdb_vgg16_flow", "jhmdb_vgg16_looking", "sample",
+    "jhmdb_vgg16_flow", "jhmdb_vgg16_looking", "jhmdb_vgg16_two_streams", "sample",
 )  # fmt: skip
 NARROW = """| data | model | seeds | top-1 |
 |---|---|---|---|
