@@ -190,8 +190,10 @@ def over_splits(results: list[dict]) -> str:
         seeds = _common_seeds(splits)
         if len(splits) > 1 and seeds:
             top1 = np.mean([[_by_seed(runs)[seed] for seed in seeds] for runs in splits], axis=0)
-            where = f"{splits[0][0]['dataset']}, splits {_split_names(splits)}"
-            model = _about([_without_penalty(splits[0][0])])[1]
+            first = splits[0][0]
+            where = f"{first['dataset']}, splits {_split_names(splits)}"
+            where += "" if first["subset"] == "test" else f", {first['subset']}"
+            model = _about([_without_penalty(first)])[1]
             runs = [run for of_split in splits for run in of_split if run["seed"] in seeds]
             looks = [_mean([_looking(run) for run in runs], key) for key in (*MEASURES, "entropy")]
             shown = [f"{look:.1%}" if look is not None else "-" for look in looks[:-1]]

@@ -126,6 +126,10 @@ def test_the_mean_of_splits_takes_the_seeds_that_ran_on_all():
     # seed 0: 40 %, seed 1: 60 %; 12.706 * 10 points
     assert row == ["made, splits 1, 2", "alstm", "2", "50.0% ± 14.1", "-77.1% to 177.1%", "-", "-", "-"]
     assert table.over_splits(runs[:3]) == ""
+    shuffled = [{**run, "subset": "test_shuffled_flow"} for run in runs]
+    assert [row[0] for row in rows(table.over_splits(runs + shuffled))] == [
+        "made, splits 1, 2", "made, splits 1, 2, test_shuffled_flow",
+    ]  # fmt: skip
     looked = [
         {**result(0, 0.5, pointing), "split": split, "entropy": pointing} for split, pointing in ((1, 0.2), (2, 0.3))
     ]
