@@ -1,5 +1,6 @@
 """From frames to videos: each frame of a video votes once, the video's class is the mode; accuracies with intervals."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,11 @@ def mean_interval95(values: np.ndarray) -> list[float] | None:
         return None
     margin = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return [float(values.mean() - margin), float(values.mean() + margin)]
+
+
+def percent(share: float) -> int:
+    """Whole percents, never rounded up: 49.9 is below a threshold of 50."""
+    return math.floor(100 * share + 1e-9)
 
 
 def summarize(predictions: list[VideoPrediction], classes: list[str], vote: str = "mode") -> dict:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, FULL, overlay, paint, relative_entropy
-from action_attention.metrics import VideoPrediction, rank_classes, running_votes
+from action_attention.metrics import VideoPrediction, percent, rank_classes, running_votes
 from action_attention.segments import Segment
 from action_attention.timeline import CURSOR, NO_ACTION, colours
 
@@ -214,7 +214,7 @@ def _header(width: int, predicted: int, confidence: float, label: int | None, cl
     lines = [] if label is None else [("true class: ", classes[label], "", PLAIN)]
     mark = "" if label is None else "\u2713 " if predicted == label else "\u2717 "
     lines.append((
-        f"{mark}this frame: ", classes[predicted], f" {confidence:.0%}", _colour(predicted, label),
+        f"{mark}this frame: ", classes[predicted], f" {percent(confidence)}%", _colour(predicted, label),
     ))  # fmt: skip
     strip = Image.new("RGB", (width, 2 * round(size * (0.4 + 0.7 * len(lines)))), BACKGROUND)
     draw = ImageDraw.Draw(strip)
@@ -293,7 +293,7 @@ def _segment_strip(width: int, segments: tuple[Segment, ...], now: int) -> np.nd
         draw.rectangle((left, 0, max(left, right - 2), size - 1), named[segment.action])
     colour = PLAIN if at.action else MUTED  # green and red say what is right
     _write_text(draw, margin, round(1.8 * size), width - 2 * margin, "", at.action or NO_ACTION,
-                f" {at.confidence:.0%}", colour)  # fmt: skip
+                f" {percent(at.confidence)}%", colour)  # fmt: skip
     return np.asarray(strip)
 
 

@@ -6,7 +6,6 @@ python -m experiments.predict --run_dir DIR|--pretrained NAME --video camera:0|r
 
 import csv
 import json
-import math
 import signal
 import sys
 import time
@@ -21,6 +20,7 @@ from action_attention.errors import UserError
 from action_attention.features import write_json
 from action_attention.files import written_whole
 from action_attention.heatmaps import CLOSE_TO_UNIFORM, HEATMAPS, relative_entropy
+from action_attention.metrics import percent
 from action_attention.registry import find_model
 from action_attention.runs import Run, pretrained_folder, pretrained_names
 from action_attention.segments import Segment
@@ -247,7 +247,7 @@ def _names() -> str:
 
 
 def _answer(result: Result) -> str:
-    confidence = f"{math.floor(100 * result.confidence + 1e-9)} %"  # 49.9 is below 50
+    confidence = f"{percent(result.confidence)} %"
     if result.answer is None:
         threshold = result.calibration["threshold"] if result.calibration else 0
         return (
@@ -260,7 +260,8 @@ def _answer(result: Result) -> str:
 def _table(segments: list[Segment]) -> str:
     """From, to, confidence and action of each segment, a line each."""
     rows = [
-        f"  {_tenths(each.start):>9}  {_tenths(each.end):>9}  {each.confidence:>10.0%}  {each.action or NO_ACTION}"
+        f"  {_tenths(each.start):>9}  {_tenths(each.end):>9}"
+        f"  {percent(each.confidence):>9}%  {each.action or NO_ACTION}"
         for each in segments
     ]
     return "\n".join([f"  {'from':>9}  {'to':>9}  {'confidence':>10}  action", *rows])

@@ -16,6 +16,7 @@ import numpy as np
 
 from action_attention.errors import UserError
 from action_attention.files import written_whole
+from action_attention.metrics import percent
 from action_attention.overlays import draw_overlays, write_video
 from data_prep.cameras import Newest, open_source
 from data_prep.live import LiveRecognizer, Seen
@@ -112,7 +113,7 @@ def _reported(sights: Iterable[Sight], record: Record, table: Any) -> Iterator[S
         if record.seconds >= due:
             due = record.seconds + EVERY
             said = result.answer or f"none with confidence (best guess: {best})"
-            line = f"{sight.seen.time:6.1f} s  {said}, {result.confidence:.0%}  delay {1000 * sight.delay:.0f} ms"
+            line = f"{sight.seen.time:6.1f} s  {said}, {percent(result.confidence)}%  delay {1000 * sight.delay:.0f} ms"
             print(f"{line}  {sight.dropped} dropped"[: width() - 1].ljust(79), end=ended, flush=True)
         yield sight
 

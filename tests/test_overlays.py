@@ -93,7 +93,7 @@ def test_class_and_confidence_are_drawn():
     assert not np.array_equal(parts(sure)[0], parts(unsure)[0])
     (renamed,) = draw(predicted(0), classes=["bump", "run", "walk"])
     assert not np.array_equal(parts(sure)[0], parts(renamed)[0])
-    (calibrated,) = draw(predicted(0), confidences=np.array([0.6]))
+    (calibrated,) = draw(predicted(0), confidences=np.array([0.609]))  # no number is rounded up
     np.testing.assert_array_equal(calibrated, unsure)
 
 

@@ -444,7 +444,7 @@ def test_the_table_of_segments():
     parts = [Segment(0, 59.96, "sit", 0.815), Segment(59.96, 3723.5, None, 0.4)]
     assert predict._table(parts).splitlines() == [
         "       from         to  confidence  action",
-        "     0:00.0     0:59.9         82%  sit",
+        "     0:00.0     0:59.9         81%  sit",
         "     0:59.9  1:02:03.5         40%  none with confidence",
     ]
 
