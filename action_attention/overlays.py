@@ -26,6 +26,7 @@ BACKGROUND, PLAIN, MUTED = (22, 24, 29), (226, 229, 235), (160, 166, 178)
 RIGHT, WRONG, NEUTRAL, OTHER = (74, 201, 106), (255, 99, 92), (106, 170, 255), (88, 94, 106)
 # DejaVu comes with matplotlib and has Latin, Greek, Cyrillic, Hebrew and Arabic letters
 FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+VOTED = {"mode": "votes", "mean": "mean"}
 THREADS = 4  # of the encoder; as many on every machine, since the bytes depend on it
 STREAMS: dict[str, dict[str, Any]] = {
     "mp4": {"codec_name": "libx264", "pix_fmt": "yuv420p", "options": {"crf": "23", "preset": "veryfast"}},
@@ -43,7 +44,7 @@ def draw_overlays(
     only: Iterable[int] | None = None,
     heatmap: str = "absolute",
     boxes: np.ndarray | None = None,
-    confidences: np.ndarray | None = None,
+    calibrated: np.ndarray | None = None,
     segments: Sequence[Segment] = (),
     times: Sequence[float] = (),
 ) -> Iterator[np.ndarray]:
@@ -66,7 +67,7 @@ def draw_overlays(
         only: numbers of the frames to draw, ascending; None for all.
         heatmap: one of `heatmaps.HEATMAPS`.
         boxes: one for each sampled frame, `(n, 4)` of x0, y0, x1, y1 in shares of its width and height, to be drawn.
-        confidences: in the frames' classes, `(n,)`; None for their probabilities.
+        calibrated: probabilities that are shown, `(n, C)`, in place of the prediction's, which decide.
         segments: of the video.
         times: of the frames, in seconds; there if segments are.
 
@@ -75,21 +76,19 @@ def draw_overlays(
     Raises:
         ValueError: there are more or fewer frames than predictions.
     """
-    if confidences is None:
-        confidences = prediction.probabilities.max(axis=1)
+    shown = prediction.probabilities if calibrated is None else calibrated
     order = rank_classes(prediction.probabilities, vote)
     if prediction.label is not None:
         order = np.array([prediction.label, *order[order != prediction.label]])
     chosen = None if only is None else set(only)
-    each = zip(frames, prediction.attention, prediction.probabilities, running_votes(prediction.probabilities, vote),
-               strict=True)  # fmt: skip
-    for number, (frame, attention, probabilities, (shares, leader)) in enumerate(each):
+    votes, leaders = running_votes(shown, vote), running_votes(prediction.probabilities, vote)
+    each = zip(frames, prediction.attention, shown, votes, leaders, strict=True)
+    for number, (frame, attention, probabilities, (shares, _), (_, leader)) in enumerate(each):
         if chosen is not None and number not in chosen:
             continue
         picture = _resize(frame, width or _width(frame))
-        predicted = int(probabilities.argmax())
-        above = _header(picture.shape[1], predicted, confidences[number], prediction.label, classes)
-        below = _vote_bar(picture.shape[1], shares, leader, order, prediction.label, classes)
+        above = _header(picture.shape[1], probabilities, prediction.label, classes)
+        below = _vote_bar(picture.shape[1], VOTED[vote], shares, leader, order, prediction.label, classes)
         close = bool(relative_entropy(attention[None])[0] > CLOSE_TO_UNIFORM)
         legend = _legend(picture.shape[1], heatmap, close)
         seen = overlay(picture, attention, heatmap)
@@ -208,13 +207,14 @@ def _with_box(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def _header(width: int, predicted: int, confidence: float, label: int | None, classes: list[str]) -> np.ndarray:
+def _header(width: int, probabilities: np.ndarray, label: int | None, classes: list[str]) -> np.ndarray:
     """The true class and the frame's own, RGB uint8 `(height, width, 3)`."""
+    predicted = int(probabilities.argmax())
     size = _text_size(width)
     lines = [] if label is None else [("true class: ", classes[label], "", PLAIN)]
     mark = "" if label is None else "\u2713 " if predicted == label else "\u2717 "
     lines.append((
-        f"{mark}this frame: ", classes[predicted], f" {percent(confidence)}%", _colour(predicted, label),
+        f"{mark}this frame: ", classes[predicted], f" {percent(probabilities[predicted])}%", _colour(predicted, label),
     ))  # fmt: skip
     strip = Image.new("RGB", (width, 2 * round(size * (0.4 + 0.7 * len(lines)))), BACKGROUND)
     draw = ImageDraw.Draw(strip)
@@ -225,7 +225,7 @@ def _header(width: int, predicted: int, confidence: float, label: int | None, cl
 
 
 def _vote_bar(
-    width: int, shares: np.ndarray, leader: int, order: np.ndarray, label: int | None, classes: list[str]
+    width: int, what: str, shares: np.ndarray, leader: int, order: np.ndarray, label: int | None, classes: list[str]
 ) -> np.ndarray:
     """Shares of the vote as one stacked bar, the whole width being all of it, and the leading class by name."""
     size = _text_size(width)
@@ -241,8 +241,8 @@ def _vote_bar(
             draw.rectangle((start, margin, end - 1 - gap, margin + bar - 1), colour)
         start = end
     y = margin + bar + round(0.9 * size)
-    _write_text(draw, margin, y, width - 2 * margin, "votes so far: ", classes[leader], f" {shares[leader]:.0%}",
-                _colour(leader, label))  # fmt: skip
+    _write_text(draw, margin, y, width - 2 * margin, f"{what} so far: ", classes[leader],
+                f" {percent(shares[leader])}%", _colour(leader, label))  # fmt: skip
     return np.asarray(strip)
 
 

@@ -159,7 +159,7 @@ class Result:
         path = Path(path)
         width = GIF_WIDTH if path.suffix == ".gif" else None
         shown: dict[str, Any] = {"width": width, "heatmap": heatmap, "boxes": self.boxes if boxes else None}
-        shown["confidences"] = self.calibrated.max(axis=1)
+        shown["calibrated"] = self.calibrated
         if len(parts := self.segments) > 1:
             shown |= {"segments": parts, "times": self.times}
         frames = in_background(frame for frame in self.read())  # decoded while others are drawn

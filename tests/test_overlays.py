@@ -93,8 +93,8 @@ def test_class_and_confidence_are_drawn():
     assert not np.array_equal(parts(sure)[0], parts(unsure)[0])
     (renamed,) = draw(predicted(0), classes=["bump", "run", "walk"])
     assert not np.array_equal(parts(sure)[0], parts(renamed)[0])
-    (calibrated,) = draw(predicted(0), confidences=np.array([0.609]))  # no number is rounded up
-    np.testing.assert_array_equal(calibrated, unsure)
+    (close,) = draw(predicted(0, sure=0.609))  # no number is rounded up
+    np.testing.assert_array_equal(parts(close)[0], parts(unsure)[0])
 
 
 def test_the_bar_shows_the_shares_of_the_vote_so_far():
@@ -125,6 +125,22 @@ def test_the_bar_of_a_mean_vote_shows_mean_probabilities():
     lengths = bar_lengths(draw(predicted(0, 1), vote="mean")[-1])
     width = sum(lengths.values())
     assert lengths[RIGHT] == pytest.approx(0.45 * width, abs=3)  # (0.8 + 0.1) / 2, a tie that the first class leads
+
+
+@pytest.mark.parametrize("vote", ["mode", "mean"])
+def test_calibrated_probabilities_are_shown_and_the_predictions_decide(vote):
+    said, milder = predicted(0, 0), predicted(0, 0, sure=0.6)
+    drawn = draw(said, vote=vote, calibrated=milder.probabilities)
+    np.testing.assert_array_equal(drawn, draw(milder, vote=vote))
+    assert not np.array_equal(drawn, draw(said, vote=vote))
+
+
+def test_the_leading_class_is_the_predictions_where_calibrated_means_are_in_another_order():
+    prediction = VideoPrediction("a/b.avi", 0, np.array([[0.9, 0.1], [0.3, 0.7]]), np.ones((2, 1, 1)))
+    milder = np.array([[0.55, 0.45], [0.4, 0.6]])  # means 0.6 and 0.4 here, 0.475 and 0.525 there
+    shown = draw(prediction, vote="mean", calibrated=milder)[1]
+    other = draw(VideoPrediction("a/b.avi", 0, milder, np.ones((2, 1, 1))), vote="mean")[1]
+    assert count(parts(shown)[2], WRONG) == 0 < count(parts(other)[2], WRONG)
 
 
 def looking(*maps):

@@ -364,18 +364,18 @@ def test_every_frames_confidence_is_calibrated(installed, predicted, monkeypatch
     """In the JSON and above the picture, as the video's is."""
     drawn, draw = [], recognizer_module.draw_overlays
 
-    def drawing(*given, confidences, **more):
-        drawn.append(confidences)
-        return draw(*given, confidences=confidences, **more)
+    def drawing(*given, calibrated, **more):
+        drawn.append(calibrated)
+        return draw(*given, calibrated=calibrated, **more)
 
     monkeypatch.setattr(recognizer_module, "draw_overlays", drawing)
     edit(installed, "calibration.json", temperature=3.0)
     _, about, _, _ = predicted(pretrained="tiny")
     result = aa.load("tiny").predict(tmp_path / "clip.avi")
     flat = result.probabilities ** (1 / 3)
-    expected = (flat / flat.sum(axis=1, keepdims=True)).max(axis=1)
-    assert not np.allclose(expected, result.probabilities.max(axis=1), atol=1e-3)
-    np.testing.assert_allclose([frame["confidence"] for frame in about["frames"]], expected, atol=1e-5)
+    expected = flat / flat.sum(axis=1, keepdims=True)
+    assert not np.allclose(expected, result.probabilities, atol=1e-3)
+    np.testing.assert_allclose([frame["confidence"] for frame in about["frames"]], expected.max(axis=1), atol=1e-5)
     np.testing.assert_allclose(drawn, [expected], atol=1e-5)
 
 
