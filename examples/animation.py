@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import action_attention as aa
 from action_attention.heatmaps import overlay
+from action_attention.metrics import percent
 from action_attention.overlays import BACKGROUND, FONT, MUTED, PLAIN
 
 HEIGHT, CAPTION, GAP = 176, 26, 4  # pixels
@@ -40,7 +41,7 @@ def main() -> None:
     run, columns = aa.load(args.run), []
     for video in args.videos:
         result = run.predict(video)
-        answer = f"{result.answer or 'not sure'}, {result.confidence:.0%}"
+        answer = f"{result.answer or 'not sure'}, {percent(result.confidence)}%"
         seen = zip(result.read(), result.attention, strict=True)
         columns.append([panel(frame, attention, answer, result.answer is not None) for frame, attention in seen])
 
