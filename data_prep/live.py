@@ -83,11 +83,7 @@ class LiveRecognizer:
         if ready is None:
             return None
         self._inputs.append(self._features(ready[0], of_grid, flow))
-        if self._model.is_recurrent:
-            outputs = self._go_on()
-        else:
-            self._said.clear()
-            outputs = self._look_back()
+        outputs = self._go_on() if self._model.is_recurrent else self._look_back()
         if outputs is None:
             return None
         probabilities, maps = softmax(np.array(outputs["logits"][0]), axis=-1), np.array(outputs["attention"][0])
@@ -128,7 +124,11 @@ class LiveRecognizer:
         return outputs
 
     def _look_back(self) -> dict[str, Any]:
-        """Outputs of the last frames, as one clip that is padded as in training while there are few."""
+        """Outputs of the last frames, as one clip that is padded as in training while there are few.
+
+        They replace what was said of these frames before.
+        """
+        self._said.clear()
         window, missing = self._window(), (self._inputs.maxlen or 0) - len(self._inputs)
         clip = {name: np.concatenate([value, *[value[:, -1:]] * missing], axis=1) for name, value in window.items()}
         clip["mask"][:, len(self._inputs) :] = False

@@ -73,11 +73,8 @@ def card(
     of_test = f"{metrics['dataset']}, split {metrics['split']}, {metrics['videos']} test videos"
     given = [f"--model={run.config.model}", *map(_flag, changed, changed.values())]
     name = output.name.removesuffix(".zip")
-    here = (
-        f"--pretrained={name}"
-        if output.resolve().parent == PRETRAINED.resolve()
-        else f"--run_dir={shlex.quote(output.name)}"
-    )
+    brought = output.resolve().parent == PRETRAINED.resolve()
+    here = f"--pretrained={name}" if brought else f"--run_dir={shlex.quote(output.name)}"
     lines = [
         f"# {name}",
         "",
